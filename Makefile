@@ -1,0 +1,38 @@
+# Fresh machine: Python 3.11 and make are enough. Everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format accuracy latency clean
+
+demo: $(STAMP)
+	$(BIN)/python demo/run.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit tests/contract tests/test_architecture.py
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+accuracy: $(STAMP)
+	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --out benchmarks/results/accuracy.csv
+
+latency: $(STAMP)
+	$(BIN)/python benchmarks/latency.py
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

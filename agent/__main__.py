@@ -1,0 +1,204 @@
+"""taktsight-agent: the line side."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from agent.config import read_station
+from agent.doctor import examine
+from agent.engine import ENGINES, TOLERANCES, EngineSettings, open_engine
+from agent.errors import EndOfFrames
+from agent.loop import Tally
+from agent.mqtt_client import MqttSettings
+from agent.pipeline import Pipeline
+from agent.replay import part_score, replay, replay_items, write_heatmap
+from agent.shift_report import write_shift_report
+from agent.station import RunningStation
+from agent.verdict import Verdict
+from agent.watch import watch
+from calibration.console import EXIT_CODES, console, latency_table, note, progress_bars, run_command, say
+from calibration.photometric import PHOTOMETRIC_FILE, write_photometric
+from calibration.recipe import read_recipe
+from calibration.recording import RecordingWriter
+from calibration.scores import PartScore, Scores, write_scores
+
+CAPTURE_TIMEOUT_S = 2.0
+
+
+@click.group(epilog=EXIT_CODES)
+@click.version_option(package_name="taktsight")
+def commands() -> None:
+    """One trigger, one verdict, within the takt."""
+
+
+@commands.command("run", epilog="Example: taktsight-agent run station.yaml --count 100")
+@click.argument("station", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many triggers; else run until stopped.")
+def run_command_line(station: Path, count: int | None) -> None:
+    """Inspect parts as STATION (a .yaml file) says, until SIGTERM or Ctrl-C; open triggers get their verdict first."""
+    settings = read_station(station)
+    running = RunningStation(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: running.line.stop())
+    say(f"{settings.name}: {running.recipe.product} on {running.engine.label}, every {settings.beat.takt_ms:g} ms")
+    tally, undelivered = running.run(count)
+    _print_tally(tally)
+    if settings.archive is not None:
+        report = settings.archive.folder / "report.html"
+        write_shift_report(settings.archive.folder, report, title=f"{settings.name}: {running.recipe.product}")
+        say(f"report: {report}")
+    if undelivered.verdicts or undelivered.heatmaps:
+        note(
+            f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps were not confirmed by the broker; "
+            + ("the archive has the verdicts" if settings.archive is not None else "set `archive:` to keep them")
+        )
+
+
+@commands.command("replay", epilog="Example: taktsight-agent replay flange.recipe images/test --scores flange.scores")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option(
+    "--scores", type=click.Path(path_type=Path), help="Write scores here, for taktsight-calibration threshold."
+)
+@click.option("--heatmaps", type=click.Path(path_type=Path), help="Write one picture per part into this folder.")
+@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(list(TOLERANCES)), default="f32", show_default=True)
+@click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True)
+def replay_command(  # noqa: PLR0917 one parameter per option
+    recipe: Path,
+    images: Path,
+    scores: Path | None,
+    heatmaps: Path | None,
+    engine: str,
+    precision: str,
+    threads: int,
+) -> None:
+    """Inspect IMAGES (a folder, folders by label such as test/, or a recording) exactly as the line would."""
+    loaded = read_recipe(recipe)
+    opened = open_engine(loaded, EngineSettings(engine, precision, threads))
+    items, photometric = replay_items(images)
+    parts: list[PartScore] = []
+    stage_ms: dict[str, list[float]] = defaultdict(list)
+    with progress_bars() as progress:
+        for item, verdict in replay(items, Pipeline(loaded, opened, photometric), progress):
+            parts.append(part_score(item, verdict))
+            _note_stages(stage_ms, verdict)
+            if heatmaps is not None:
+                write_heatmap(heatmaps, item, verdict, loaded.thresholds.map)
+    if scores is not None:
+        write_scores(scores, Scores(loaded.detector_digest, opened.label, tuple(parts)))
+        say(f"scores: {scores}")
+    console.print(_outcome_table(parts))
+    console.print(latency_table(stage_ms, f"{opened.label}, one image at a time"))
+    for reason, number in Counter(part.reason for part in parts if part.score is None).items():
+        note(f"{number} parts without verdict: {reason}")
+
+
+@commands.command("capture", epilog="Example: taktsight-agent capture station.yaml good-parts/ --count 60")
+@click.argument("station", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), default=60, show_default=True, help="Parts to record.")
+def capture_command(station: Path, out: Path, count: int) -> None:
+    """Record parts from the camera of STATION into OUT: lossless, with one line of metadata per frame."""
+    settings = read_station(station)
+    writer = RecordingWriter(out)
+    if not settings.photometric.is_identity:
+        write_photometric(out / PHOTOMETRIC_FILE, settings.photometric)
+    camera = settings.camera.open()
+    camera.start()
+    lost = 0
+    try:
+        with progress_bars() as progress:
+            for trigger_id in range(1, count + 1):
+                camera.trigger(trigger_id)
+                frame = camera.next_frame(CAPTURE_TIMEOUT_S)
+                lost += frame is None
+                if frame is not None:
+                    writer.append(frame)
+                progress("capture", trigger_id, count)
+    except EndOfFrames:
+        note("the camera has no more frames")
+    finally:
+        camera.stop()
+    say(f"recording: {out}")
+    if lost:
+        note(f"{lost} of {count} triggers brought no frame within {CAPTURE_TIMEOUT_S:g} s")
+
+
+@commands.command("watch", epilog="Example: taktsight-agent watch acme/plant1/assembly/line3/cell1 --port 1883")
+@click.argument("topic")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=1883, show_default=True)
+@click.option("--protocol", type=click.Choice(["5", "3"]), default="5", show_default=True, help="3 is MQTT 3.1.1.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many verdicts.")
+@click.option("--timeout", type=float, help="Stop after so many seconds.")
+def watch_command(  # noqa: PLR0917 one parameter per option
+    topic: str, host: str, port: int, protocol: str, count: int | None, timeout: float | None
+) -> None:
+    """Show the verdicts of the station at TOPIC as they come over MQTT."""
+    settings = MqttSettings(topic=topic, host=host, port=port, protocol=int(protocol))
+    watch(settings, count=count, timeout_s=timeout, console=console)
+
+
+@commands.command("report", epilog="Example: taktsight-agent report archive/ --out shift.html")
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="HTML file to write.")
+def report_command(archive: Path, out: Path) -> None:
+    """Make a page of what a station archived: verdicts, causes, latencies, pictures."""
+    summary = write_shift_report(archive, out)
+    say(f"{summary.parts} parts; report: {out}")
+
+
+@commands.command("doctor", epilog="Example: taktsight-agent doctor station.yaml")
+@click.argument("station", required=False, type=click.Path(path_type=Path))
+def doctor_command(station: Path | None) -> None:
+    """Check this installation and, where given, STATION with its recipe and engine; exit code 1 if anything is wrong."""
+    findings = examine(station)
+    for finding in findings:
+        mark = "[green]ok[/]  " if finding.fine else "[red]bad[/] "
+        console.print(f"{mark} {finding.subject}: {finding.text}", soft_wrap=True)
+    if not all(finding.fine for finding in findings):
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(commands, "taktsight-agent")
+
+
+def _note_stages(stage_ms: dict[str, list[float]], verdict: Verdict) -> None:
+    for stage, duration_ms in verdict.stage_ms.items():
+        stage_ms[stage].append(duration_ms)
+    stage_ms["all stages"].append(sum(verdict.stage_ms.values()))
+
+
+def _outcome_table(parts: list[PartScore]) -> Table:
+    table = Table(title="verdicts", title_justify="left")
+    for heading in ("folder", "parts", "pass", "reject", "no verdict"):
+        table.add_column(heading, justify="left" if heading == "folder" else "right")
+    for label in sorted({part.label for part in parts}):
+        outcomes = Counter(part.outcome for part in parts if part.label == label)
+        counts = (sum(outcomes.values()), outcomes["pass"], outcomes["reject"], outcomes["no_verdict"])
+        table.add_row(label or "-", *(str(count) for count in counts))
+    return table
+
+
+def _print_tally(tally: Tally) -> None:
+    console.print(
+        f"{tally.triggers} triggers, {tally.verdicts} verdicts: "
+        + ", ".join(f"{number} {outcome}" for outcome, number in sorted(tally.outcomes.items()))
+    )
+    for reason, number in sorted(tally.reasons.items()):
+        if reason != "score":
+            say(f"  no verdict, {reason}: {number}")
+    console.print(latency_table({stage: list(values) for stage, values in tally.stage_ms.items()}, "latency"))
+
+
+if __name__ == "__main__":
+    main()

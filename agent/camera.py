@@ -1,0 +1,32 @@
+"""Port: where frames come from. Real and simulated cameras stand in files beside this one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from calibration.frame import Frame
+
+
+class Camera(Protocol):
+    """Delivers one frame per trigger, or nothing: the loop knows which triggers went unanswered.
+
+    `trigger` and `next_frame` may be called from two threads.
+    """
+
+    def start(self) -> None:
+        """Connect and arm. Raises CameraError with what to check."""
+
+    def trigger(self, trigger_id: int) -> None:
+        """Ask for the exposure of one part; returns at once. The frame will carry trigger_id.
+
+        Raises EndOfFrames if the source has no more parts.
+        """
+
+    def next_frame(self, timeout_s: float) -> Frame | None:
+        """Return the next frame with pixels of our own, or None if none came within timeout_s.
+
+        Raises CameraError if the camera is gone.
+        """
+
+    def stop(self) -> None:
+        """Disarm and disconnect; never raises, may be called twice."""

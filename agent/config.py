@@ -1,0 +1,153 @@
+"""station.yaml: one place on the line. Every key with its unit, range and default on one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.archive import ArchiveSettings
+from agent.camera import Camera
+from agent.camera_folder import FolderCamera
+from agent.camera_simulated import SimulatedCamera
+from agent.engine import ENGINES, TOLERANCES, EngineSettings
+from agent.loop import Beat
+from agent.messages import LINE_ACTION_FOR_POLICY
+from agent.mqtt_client import MqttSettings
+from agent.simulation import LineSettings, SimulatedLine
+from calibration.errors import SettingsError
+from calibration.images import image_files
+from calibration.photometric import Photometric, read_photometric
+from calibration.settings import Section, read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSettings:
+    """Which camera; exactly one of line and folder is set."""
+
+    line: LineSettings | None
+    folder: Path | None
+
+    @property
+    def simulated(self) -> bool:
+        """True where no real part stands before a camera."""
+        return True  # both kinds so far replay or draw; a GenICam camera will say False
+
+    def open(self) -> Camera:
+        """Return the camera, not started yet."""
+        if self.line is not None:
+            return SimulatedCamera(SimulatedLine(self.line))
+        assert self.folder is not None
+        return FolderCamera(image_files(self.folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Everything that station.yaml says, checked."""
+
+    name: str
+    recipe: Path
+    beat: Beat
+    on_no_verdict: str
+    camera: CameraSettings
+    engine: EngineSettings
+    photometric: Photometric
+    mqtt: MqttSettings | None
+    archive: ArchiveSettings | None
+
+
+def read_station(path: Path) -> Station:
+    """Return the station. Raises SettingsError naming the key that is unknown, missing or out of range."""
+    top = read_settings(path)
+    takt_ms = top.number("takt_ms", minimum=10.0, maximum=600_000.0)
+    policy = top.choice("on_no_verdict", tuple(LINE_ACTION_FOR_POLICY), "reject")
+    station = Station(
+        name=top.text("station"),
+        recipe=_required_path(top, "recipe"),
+        beat=Beat(
+            takt_ms=takt_ms,
+            deadline_ms=top.number("deadline_ms", 0.9 * takt_ms, minimum=1.0, maximum=takt_ms),
+            queue_length=top.whole("queue_length", 4, minimum=1, maximum=64),
+            stop_on_no_verdict=policy == "stop",
+        ),
+        on_no_verdict=policy,
+        camera=_camera(top.section("camera")),
+        engine=_engine(top.section("engine")),
+        photometric=_photometric(top),
+        mqtt=_mqtt(top.section("mqtt")) if top.has("mqtt") else None,
+        archive=_archive(top.section("archive")) if top.has("archive") else None,
+    )
+    top.finish()
+    return station
+
+
+def _camera(section: Section) -> CameraSettings:
+    kind = section.choice("kind", ("simulated", "folder"))
+    if kind == "folder":
+        return CameraSettings(None, _required_path(section, "path"))
+    return CameraSettings(_line(section), None)
+
+
+def _line(section: Section) -> LineSettings:
+    return LineSettings(
+        seed=section.whole("seed", 0, minimum=0, maximum=2**31 - 1),
+        width_px=section.whole("width_px", 640, minimum=64, maximum=8192),
+        height_px=section.whole("height_px", 640, minimum=64, maximum=8192),
+        shift_px=section.number("shift_px", 20.0, minimum=0.0, maximum=4096.0),
+        angle_deg=section.number("angle_deg", 180.0, minimum=0.0, maximum=180.0),
+        light_drift=section.number("light_drift", 0.1, minimum=0.0, maximum=0.9),
+        noise=section.number("noise", 1.0, minimum=0.0, maximum=100.0),
+        defect_share=section.number("defect_share", 0.0, minimum=0.0, maximum=1.0),
+        lost=section.whole_list("lost"),
+        dark=section.whole_list("dark"),
+        wrong_part=section.whole_list("wrong_part"),
+        half_out=section.whole_list("half_out"),
+        late=section.whole_list("late"),
+        late_ms=section.number("late_ms", 400.0, minimum=0.0, maximum=60_000.0),
+        colour=section.flag("colour", False),
+    )
+
+
+def _engine(section: Section) -> EngineSettings:
+    return EngineSettings(
+        kind=section.choice("kind", ("auto", *ENGINES), "auto"),
+        precision=section.choice("precision", tuple(TOLERANCES), "f32"),
+        threads=section.whole("threads", 2, minimum=1, maximum=256),
+    )
+
+
+def _mqtt(section: Section) -> MqttSettings:
+    return MqttSettings(
+        topic=section.text("topic"),
+        host=section.text("host", "127.0.0.1"),
+        port=section.whole("port", 1883, minimum=1, maximum=65535),
+        protocol=section.whole("protocol", 5, minimum=3, maximum=5),
+        client_id=section.text("client_id", ""),
+        username=section.text("username") if section.has("username") else None,
+        password_file=section.path("password_file", None),
+        ca_file=section.path("ca_file", None),
+        cert_file=section.path("cert_file", None),
+        key_file=section.path("key_file", None),
+        keepalive_s=section.whole("keepalive_s", 10, minimum=1, maximum=3600),
+        heatmaps=section.flag("heatmaps", True),
+        max_waiting_verdicts=section.whole("max_waiting_verdicts", 10_000, minimum=1, maximum=10_000_000),
+    )
+
+
+def _archive(section: Section) -> ArchiveSettings:
+    return ArchiveSettings(
+        folder=_required_path(section, "folder"),
+        pictures=section.choice("pictures", ("none", "rejects", "all"), "rejects"),
+        max_mb=section.number("max_mb", 1000.0, minimum=1.0, maximum=1e7),
+    )
+
+
+def _photometric(top: Section) -> Photometric:
+    path = top.path("photometric", None)
+    return Photometric() if path is None else read_photometric(path)
+
+
+def _required_path(section: Section, key: str) -> Path:
+    path = section.path(key)
+    if path is None:
+        raise SettingsError(f"{key}: null found, need a path")
+    return path

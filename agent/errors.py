@@ -1,0 +1,32 @@
+"""What can go wrong at the line, split by what the loop does about it. Leaves of `calibration.errors`.
+
+TaktsightError
+├── CameraError        8   the camera is gone or delivers nonsense: no verdict for its parts, reconnect
+│   └── EndOfFrames    -   a finite source (a folder) has no more: stop cleanly
+├── EngineError        9   the engine cannot load the recipe or does not reproduce its answers: stop
+└── BrokerError       10   the broker refuses us for good (password, ACL): inspection goes on, verdicts wait
+"""
+
+from calibration.errors import TaktsightError
+
+
+class CameraError(TaktsightError):
+    """The camera is gone, or delivers something that is not a picture of the agreed kind."""
+
+    exit_code = 8
+
+
+class EndOfFrames(CameraError):
+    """A finite source of frames is exhausted."""
+
+
+class EngineError(TaktsightError):
+    """The engine cannot run the recipe on this device, or gives other answers than the trainer did."""
+
+    exit_code = 9
+
+
+class BrokerError(TaktsightError):
+    """The MQTT broker cannot be used as configured."""
+
+    exit_code = 10

@@ -1,0 +1,258 @@
+"""The line: triggers out, frames in, one verdict per trigger at its deadline at the latest.
+
+Four threads, each with one job:
+
+    clock (the caller's)   gives triggers on the beat; settles what is overdue as no_verdict
+    acquisition            takes frames from the camera into a bounded queue
+    inspection             runs the pipeline, one frame at a time
+    delivery               hands settled verdicts to the outlets, in the order in which they were settled
+
+Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from agent.camera import Camera
+from agent.errors import CameraError, EndOfFrames
+from agent.ledger import Ledger, OpenTrigger
+from agent.pipeline import Pipeline
+from agent.verdict import Outcome, Reason, Verdict
+from calibration.frame import Frame
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05  # how soon a thread notices that it should stop
+KEPT_LATENCIES = 100_000
+
+Deliver = Callable[[Verdict, Frame | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What the line asks of us."""
+
+    takt_ms: float  # from trigger to trigger
+    deadline_ms: float  # from trigger to verdict
+    queue_length: int = 4  # frames that may wait for the inspection
+    stop_on_no_verdict: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened so far. Written by one thread per field."""
+
+    triggers: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    stale_frames: int = 0  # frames whose trigger had its verdict already, or that nobody asked for
+    late_results: int = 0  # inspections that ended after their deadline
+    stage_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(_bounded))
+
+    @property
+    def verdicts(self) -> int:
+        """All verdicts settled so far."""
+        return sum(self.outcomes.values())
+
+
+class Line:
+    """One camera, one pipeline, one beat."""
+
+    def __init__(self, camera: Camera, pipeline: Pipeline, beat: Beat, deliver: Deliver) -> None:
+        self._camera = camera
+        self._pipeline = pipeline
+        self._beat = beat
+        self._deliver = deliver
+        self._ledger = Ledger(beat.deadline_ms)
+        self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
+        self._settled: queue.SimpleQueue[tuple[Verdict, Frame | None] | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()  # no more triggers
+        self._ended = threading.Event()  # all threads go home
+        self._wake = threading.Event()  # something changed for the clock
+        self._camera_fault: str | None = None
+        self.tally = Tally()
+
+    def run(self, count: int | None = None) -> Tally:
+        """Give `count` triggers (None: until `stop`), and return when each has its verdict and all were delivered.
+
+        Raises CameraError if the camera cannot be started; after that it never raises for a camera.
+        """
+        self._camera.start()
+        workers = [
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
+            for work in (self._acquire, self._inspect)
+        ]
+        delivery = threading.Thread(target=self._hand_over, name="delivery", daemon=True)
+        for thread in (*workers, delivery):
+            thread.start()
+        try:
+            self._keep_the_beat(count)
+        finally:
+            self._settle_all(Reason.STOPPING, "the agent was stopped with this part under way")
+            self._ended.set()
+            for thread in workers:
+                thread.join()
+            self._settled.put(None)
+            delivery.join()
+            self._camera.stop()
+        return self.tally
+
+    def stop(self) -> None:
+        """Give no more triggers; `run` returns once the open ones have their verdicts. Safe in a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    def _keep_the_beat(self, count: int | None) -> None:
+        """Trigger on the beat and settle overdue triggers, until there is nothing left to do."""
+        next_trigger_ns = time.monotonic_ns()
+        takt_ns = round(self._beat.takt_ms * 1e6)
+        while True:
+            done = self._stopping.is_set() or (count is not None and self.tally.triggers >= count)
+            if done and len(self._ledger) == 0:
+                return
+            now_ns = time.monotonic_ns()
+            self._settle_overdue(now_ns)
+            if not done and now_ns >= next_trigger_ns:
+                self._trigger(now_ns)
+                next_trigger_ns += takt_ns
+                if next_trigger_ns < now_ns:  # the machine slept: keep the beat from here, never in a burst
+                    next_trigger_ns = now_ns + takt_ns
+                continue
+            self._wait(None if done else next_trigger_ns)
+
+    def _wait(self, next_trigger_ns: int | None) -> None:
+        """Sleep until the next trigger or deadline, or until something changes."""
+        moments = [moment for moment in (next_trigger_ns, self._ledger.next_deadline_ns()) if moment is not None]
+        wait_s = POLL_S if not moments else (min(moments) - time.monotonic_ns()) / 1e9
+        if wait_s > 0:
+            self._wake.wait(wait_s)
+        self._wake.clear()
+
+    def _trigger(self, now_ns: int) -> None:
+        trigger_id = self.tally.triggers + 1
+        self._ledger.open(trigger_id, now_ns)
+        self.tally.triggers = trigger_id
+        try:
+            self._camera.trigger(trigger_id)
+        except EndOfFrames:
+            self._ledger.settle(trigger_id)
+            self.tally.triggers = trigger_id - 1
+            self.stop()
+        except CameraError as error:
+            self._speak_for(trigger_id, Reason.CAMERA_DOWN, str(error))
+
+    def _acquire(self) -> None:
+        while not self._ended.is_set():
+            try:
+                frame = self._camera.next_frame(POLL_S)
+                self._note_camera(None)
+            except CameraError as error:
+                self._note_camera(str(error))
+                self._ended.wait(POLL_S)
+                continue
+            if frame is None:
+                continue
+            if not self._ledger.arrived(frame):
+                self.tally.stale_frames += 1
+                continue
+            try:
+                self._frames.put_nowait(frame)
+            except queue.Full:
+                waiting = self._frames.maxsize
+                self._speak_for(frame.trigger_id, Reason.QUEUE_FULL, f"{waiting} frames wait already: slow the line")
+
+    def _inspect(self) -> None:
+        while not self._ended.is_set():
+            try:
+                frame = self._frames.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if self._ledger.is_open(frame.trigger_id):
+                self._conclude(self._inspected(frame))
+
+    def _inspected(self, frame: Frame) -> Verdict:
+        try:
+            return self._pipeline.inspect(frame)
+        except Exception as error:
+            log.exception("part %d could not be inspected", frame.trigger_id)
+            return _without(frame.trigger_id, Reason.FAULT, f"{type(error).__name__}: {error}", frame)
+
+    def _conclude(self, verdict: Verdict) -> None:
+        """Settle a trigger with what the pipeline said, unless its time is over."""
+        entry = self._ledger.settle(verdict.trigger_id)
+        if entry is None:
+            self.tally.late_results += 1
+            return
+        now_ns = time.monotonic_ns()
+        if now_ns > entry.deadline_ns:
+            self.tally.late_results += 1
+            verdict = self._late(entry)
+        self._send(verdict, entry, now_ns)
+
+    def _speak_for(self, trigger_id: int, reason: Reason, detail: str) -> None:
+        entry = self._ledger.settle(trigger_id)
+        if entry is not None:
+            self._send(_without(trigger_id, reason, detail, entry.frame), entry, time.monotonic_ns())
+
+    def _settle_overdue(self, now_ns: int) -> None:
+        for entry in self._ledger.overdue(now_ns):
+            self._send(self._late(entry), entry, now_ns)
+
+    def _settle_all(self, reason: Reason, detail: str) -> None:
+        for entry in self._ledger.overdue(2**63):
+            self._send(_without(entry.trigger_id, reason, detail, entry.frame), entry, time.monotonic_ns())
+
+    def _late(self, entry: OpenTrigger) -> Verdict:
+        """Return the verdict at the deadline: lost where no frame came, late where the answer was not ready."""
+        limit = f"{self._beat.deadline_ms:g} ms"
+        if entry.frame is not None:
+            return _without(entry.trigger_id, Reason.LATE, f"no answer within {limit}", entry.frame)
+        if self._camera_fault is not None:
+            return _without(entry.trigger_id, Reason.CAMERA_DOWN, self._camera_fault, None)
+        return _without(entry.trigger_id, Reason.FRAME_LOST, f"no frame within {limit} of the trigger", None)
+
+    def _send(self, verdict: Verdict, entry: OpenTrigger, now_ns: int) -> None:
+        latency_ms = (now_ns - entry.opened_ns) / 1e6
+        self._settled.put((replace(verdict, latency_ms=latency_ms), entry.frame))
+        self._wake.set()
+        if self._beat.stop_on_no_verdict and verdict.outcome is Outcome.NO_VERDICT and not self._stopping.is_set():
+            log.warning("part %d: %s: stopping, as station.yaml says", verdict.trigger_id, verdict.reason)
+            self.stop()
+
+    def _hand_over(self) -> None:
+        while (item := self._settled.get()) is not None:
+            verdict, frame = item
+            self._count(verdict)
+            self._deliver(verdict, frame)
+
+    def _count(self, verdict: Verdict) -> None:
+        self.tally.outcomes[verdict.outcome] += 1
+        self.tally.reasons[verdict.reason] += 1
+        for stage, duration_ms in verdict.stage_ms.items():
+            self.tally.stage_ms[stage].append(duration_ms)
+        if verdict.latency_ms is not None:
+            self.tally.stage_ms["trigger to verdict"].append(verdict.latency_ms)
+
+    def _note_camera(self, fault: str | None) -> None:
+        """Log the camera's state when it changes."""
+        if fault is not None and self._camera_fault is None:
+            log.warning("camera down: %s", fault)
+        if fault is None and self._camera_fault is not None:
+            log.warning("camera back")
+        self._camera_fault = fault
+
+
+def _without(trigger_id: int, reason: Reason, detail: str, frame: Frame | None) -> Verdict:
+    part_id = None if frame is None else frame.facts.get("part_id")
+    return Verdict(trigger_id, Outcome.NO_VERDICT, reason, detail, part_id=part_id)
+
+
+def _bounded() -> deque[float]:
+    return deque(maxlen=KEPT_LATENCIES)

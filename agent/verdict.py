@@ -1,0 +1,72 @@
+"""What the line is told about one part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.registration import Registration
+
+
+class Outcome(StrEnum):
+    """The three things that can be said of a part."""
+
+    PASS = "pass"
+    REJECT = "reject"
+    NO_VERDICT = "no_verdict"
+
+
+class Reason(StrEnum):
+    """Why: `SCORE` for every pass and reject, one of the others for every no_verdict."""
+
+    SCORE = "score"  # the score was compared with the threshold
+    FRAME_LOST = "frame_lost"  # the trigger was given, no frame came before the deadline
+    LATE = "late"  # the frame came, the answer was not ready at the deadline
+    NOT_REGISTERED = "not_registered"  # the part does not fit the reference: detail says blank, wrong part, ...
+    BAD_FRAME = "bad_frame"  # wrong size, wrong channels, light out of range
+    QUEUE_FULL = "queue_full"  # triggers came faster than parts can be inspected
+    CAMERA_DOWN = "camera_down"  # the camera is not connected
+    STOPPING = "stopping"  # the agent was asked to stop with this part under way
+    FAULT = "fault"  # anything else went wrong: detail and the log say what
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One connected place where the anomaly map is above the map threshold, in reference pixels."""
+
+    x_px: float  # left edge
+    y_px: float  # top edge
+    width_px: float
+    height_px: float
+    area_px: float
+    peak: float  # highest map value inside, in the recipe's units
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One trigger's one answer. score and threshold are None where nothing was scored."""
+
+    trigger_id: int
+    outcome: Outcome
+    reason: Reason
+    detail: str = ""  # one sentence for a person
+    part_id: str | None = None
+    score: float | None = None
+    threshold: float | None = None
+    regions: tuple[Region, ...] = ()
+    registration: Registration | None = None
+    anomaly_map: NDArray[np.float32] | None = None  # (h', w'), the recipe's units
+    picture: NDArray[np.float32] | None = None  # (h, w) or (h, w, 3) reflectance: what the detector saw
+    stage_ms: Mapping[str, float] = field(default_factory=dict)  # what each stage took, in order
+    latency_ms: float | None = None  # trigger to decision, filled in by the loop
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where outcome and reason contradict each other."""
+        if (self.outcome is Outcome.NO_VERDICT) == (self.reason is Reason.SCORE):
+            raise ValueError(f"a {self.outcome} verdict cannot have the reason {self.reason}")
+        if self.outcome is not Outcome.NO_VERDICT and (self.score is None or self.threshold is None):
+            raise ValueError(f"a {self.outcome} verdict needs a score and a threshold")

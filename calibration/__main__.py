@@ -1,0 +1,151 @@
+"""taktsight-calibration: thresholds and photometric fields."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.console import EXIT_CODES, note, run_command, say
+from calibration.errors import CalibrationError, InputError
+from calibration.frame import reflectance
+from calibration.images import image_files, read_image
+from calibration.photometric import Photometric, ReferencePatch, mean_field, write_photometric
+from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.recording import is_recording, read_recording
+from calibration.scores import PartScore, Scores, read_scores
+from calibration.thresholds import Thresholds, good_parts_needed, rate_upper_bound, reject_threshold
+
+
+@click.group(epilog=EXIT_CODES)
+@click.version_option(package_name="taktsight")
+def commands() -> None:
+    """What makes pixels and numbers comparable."""
+
+
+@commands.command(
+    "threshold", epilog="Example: taktsight-calibration threshold flange.recipe good.scores --false-reject-rate 0.005"
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("scores", type=click.Path(path_type=Path))
+@click.option("--false-reject-rate", required=True, type=float, help="Share of good parts that may be rejected.")
+@click.option("--label", help="Use only parts of this folder, such as good.")
+def threshold_command(recipe: Path, scores: Path, false_reject_rate: float, label: str | None) -> None:
+    """Set the threshold of RECIPE from SCORES of known-good parts (taktsight-agent replay --scores)."""
+    loaded, found = read_recipe(recipe), read_scores(scores)
+    if found.detector_digest != loaded.detector_digest:
+        raise InputError(f"{scores}: these scores are of another detector than {recipe}: run replay with this recipe")
+    parts = _good_parts(found, label)
+    updated = replace(loaded, thresholds=fitted(parts, false_reject_rate, found.engine))
+    digest = write_recipe(recipe, updated)
+    _tell(loaded, updated, digest)
+
+
+@commands.command(
+    "photometric", epilog="Example: taktsight-calibration photometric station.npz --dark dark/ --flat white/"
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--dark", type=click.Path(path_type=Path), help="Recording or folder with the lens covered.")
+@click.option("--flat", type=click.Path(path_type=Path), help="Recording or folder of an even white sheet.")
+@click.option("--patch", help="Reference patch in every frame: X,Y,WIDTH,HEIGHT,LEVEL with LEVEL in 0..1.")
+@click.option("--bit-depth", type=click.IntRange(8, 16), help="Of plain image files with 16 bits per pixel.  [16]")
+def photometric_command(
+    out: Path, dark: Path | None, flat: Path | None, patch: str | None, bit_depth: int | None
+) -> None:
+    """Make a station's photometric calibration and write it to OUT (.npz), for `photometric:` in station.yaml."""
+    if dark is None and flat is None and patch is None:
+        raise click.UsageError("give --dark, --flat or --patch")
+    photometric = Photometric(
+        dark=None if dark is None else _field(dark, bit_depth),
+        flat=None if flat is None else _field(flat, bit_depth),
+        patch=None if patch is None else _patch(patch),
+    )
+    write_photometric(out, photometric)
+    say(f"photometric calibration: {out}")
+
+
+def fitted(parts: list[PartScore], false_reject_rate: float, engine: str) -> Thresholds:
+    """Return thresholds from good parts on this engine. Raises CalibrationError if they are too few for the rate."""
+    scores = np.array([part.score for part in parts], dtype=np.float64)
+    peaks = np.array([part.map_peak for part in parts], dtype=np.float64)
+    return Thresholds(
+        score=reject_threshold(scores, false_reject_rate),
+        map=reject_threshold(peaks, false_reject_rate),
+        false_reject_rate=false_reject_rate,
+        rate_upper_bound=rate_upper_bound(len(parts), false_reject_rate),
+        n_good=len(parts),
+        fitted_on=engine,
+    )
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run_command(commands, "taktsight-calibration")
+
+
+def _good_parts(found: Scores, label: str | None) -> list[PartScore]:
+    """Return the scored parts. Raises CalibrationError if they are of several labels and none was chosen."""
+    labels = Counter(part.label for part in found.parts)
+    if label is None and len(labels) > 1:
+        counted = ", ".join(f"{name or '(none)'} ({count})" for name, count in sorted(labels.items()))
+        raise CalibrationError(f"parts of several folders found: {counted}; need good ones only: add --label good")
+    chosen = [part for part in found.parts if label in (None, part.label)]
+    if label is not None and not chosen:
+        known = ", ".join(repr(name) for name in sorted(labels)) or "no parts at all"
+        raise CalibrationError(f"no parts with label {label!r} found, there are {known}: choose one of these")
+    scored = [part for part in chosen if part.score is not None and part.map_peak is not None]
+    if len(scored) < len(chosen):
+        note(f"{len(chosen) - len(scored)} of {len(chosen)} parts had no verdict and are left out")
+    return scored
+
+
+def _tell(before: Recipe, after: Recipe, digest: str) -> None:
+    old, new = before.thresholds, after.thresholds
+    say(f"threshold {old.score:.4g} ({old.fitted_on}, n = {old.n_good}) -> {new.score:.4g} ({new.fitted_on})")
+    say(
+        f"{new.n_good} good parts: {new.false_reject_rate:.2%} of good parts rejected on average, "
+        f"below {new.rate_upper_bound:.1%} with 95 % confidence"
+    )
+    wished = 2 * new.false_reject_rate
+    if new.rate_upper_bound > wished:
+        say(f"to be confident of {wished:.2%}, inspect about {_parts_for_bound(new.false_reject_rate, wished)} in all")
+    say(f"recipe digest {digest}")
+
+
+def _parts_for_bound(false_reject_rate: float, bound: float) -> int:
+    """Return the number of good parts, to two digits, from which the rate's 95 % bound is below `bound`."""
+    n_good = good_parts_needed(false_reject_rate)
+    while rate_upper_bound(n_good, false_reject_rate) > bound:
+        n_good = round(n_good * 1.1) + 1
+    magnitude = int(10 ** max(0, len(str(n_good)) - 2))
+    return -(-n_good // magnitude) * magnitude
+
+
+def _field(source: Path, bit_depth: int | None) -> NDArray[np.float32]:
+    """Return the mean of a recording or a folder of images. Raises InputError if it holds none."""
+    if is_recording(source):
+        frames = [(frame.pixels, frame.bit_depth) for frame in read_recording(source)]
+    else:
+        stored = [read_image(path) for path in image_files(source)]
+        frames = [(pixels, 8 if pixels.dtype == np.uint8 else bit_depth or 16) for pixels in stored]
+    if not frames:
+        raise InputError(f"{source}: no images found: put images of the covered lens or the white sheet there")
+    return mean_field([reflectance(pixels, depth) for pixels, depth in frames], 8)
+
+
+def _patch(text: str) -> ReferencePatch:
+    numbers = text.split(",")
+    try:
+        x, y, width, height = (int(number) for number in numbers[:4])
+        (level,) = (float(number) for number in numbers[4:])
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} found, need X,Y,WIDTH,HEIGHT,LEVEL", param_hint="--patch") from error
+    return ReferencePatch(x, y, width, height, level)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Photometric correction: what the lamp, the lens and the sensor did to the picture, undone.
+
+Dark field, flat field and gain belong to one station and its lamp; gamma belongs to the product (it is part of the
+recipe's view), because the detector learns from pictures after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import BadFrame, CalibrationError, InputError
+from calibration.frame import Pixels, reflectance
+
+PHOTOMETRIC_FILE = "photometric.npz"  # beside a recording's index
+MIN_FLAT = 0.02  # reflectance above dark: below this the flat field divides noise by noise
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePatch:
+    """A place in every frame that shows the same fixed target, such as a white ceramic tile beside the part."""
+
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+    level: float  # reflectance 0..1 that the patch should read
+    min_gain: float = 0.5  # outside min_gain..max_gain the lamp is at fault, not the part
+    max_gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Raises CalibrationError where no frame could have such a patch."""
+        if min(self.x_px, self.y_px) < 0 or min(self.width_px, self.height_px) < 1:
+            raise CalibrationError(
+                f"reference patch {self.x_px},{self.y_px},{self.width_px},{self.height_px} found, need x and y from 0 "
+                "and at least 1x1 px: measure it in a frame"
+            )
+        if not 0.0 < self.level <= 1.0 or not 0.0 < self.min_gain <= self.max_gain < np.inf:
+            raise CalibrationError(
+                f"reference patch with level {self.level:g} and gain {self.min_gain:g}..{self.max_gain:g} found, need "
+                "a level above 0 and up to 1 and gains above 0 in order: give what the patch should read"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Photometric:
+    """One station's correction; the default leaves pixels as they are."""
+
+    dark: NDArray[np.float32] | None = None  # (H, W) or (H, W, 3), reflectance with the lens covered
+    flat: NDArray[np.float32] | None = None  # same shape, reflectance of an even white sheet
+    patch: ReferencePatch | None = None
+
+    def __post_init__(self) -> None:
+        """Raises CalibrationError where dark and flat do not fit together."""
+        if self.dark is not None and self.flat is not None and self.dark.shape != self.flat.shape:
+            raise CalibrationError(f"dark is {self.dark.shape}, flat is {self.flat.shape}: capture both the same way")
+        if self.flat is not None and not float(self._light().min()) >= MIN_FLAT:  # `not >=`: a NaN must fail too
+            raise CalibrationError(
+                f"the flat field reads {float(self._light().min()):.3f} above dark at its darkest pixel, "
+                f"need {MIN_FLAT}: capture an even white sheet that fills the view"
+            )
+
+    @property
+    def is_identity(self) -> bool:
+        """True where `correct` returns its input untouched."""
+        return self.dark is None and self.flat is None and self.patch is None
+
+    def correct(self, pixels: Pixels, bit_depth: int) -> Pixels:
+        """Return pixels as reflectance, float32; unchanged (and in their own type) where nothing is set.
+
+        Raises BadFrame if the frame has another shape than the fields, or if the gain is out of range.
+        """
+        if self.is_identity:
+            return pixels
+        corrected = self._field_corrected(reflectance(pixels, bit_depth))
+        if self.patch is not None:
+            corrected = corrected * np.float32(patch_gain(corrected, self.patch))
+        return corrected
+
+    def _light(self) -> NDArray[np.float32]:
+        assert self.flat is not None
+        return self.flat if self.dark is None else self.flat - self.dark
+
+    def _field_corrected(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (x - dark) / (flat - dark), rescaled to the flat's mean so that brightness stays what it was."""
+        fields = self.flat if self.flat is not None else self.dark
+        if fields is not None and fields.shape != pixels.shape:
+            raise BadFrame(f"the frame is {pixels.shape}, dark and flat field are {fields.shape}: capture them again")
+        if self.dark is not None:
+            pixels = pixels - self.dark
+        if self.flat is not None:
+            light = self._light()
+            pixels = pixels * (np.float32(light.mean()) / light)
+        return np.clip(pixels, 0.0, None)
+
+
+def patch_gain(pixels: NDArray[np.float32], patch: ReferencePatch) -> float:
+    """Return the factor that brings the patch to its level.
+
+    pixels: (H, W) or (H, W, 3) reflectance. Raises BadFrame if the patch is out of view or the gain out of range.
+    """
+    window = pixels[patch.y_px : patch.y_px + patch.height_px, patch.x_px : patch.x_px + patch.width_px]
+    if window.shape[:2] != (patch.height_px, patch.width_px):
+        raise BadFrame(f"the reference patch is not inside the frame of {pixels.shape[1]}x{pixels.shape[0]} px")
+    seen = float(np.median(window))
+    gain = patch.level / max(seen, 1e-6)
+    if not patch.min_gain <= gain <= patch.max_gain:
+        raise BadFrame(
+            f"the reference patch reads {seen:.3f}, should read {patch.level:.3f}: gain {gain:.2f} is outside "
+            f"{patch.min_gain}..{patch.max_gain}: check the lamp, the exposure and whether the patch is covered"
+        )
+    return gain
+
+
+def gamma_corrected(pixels: NDArray[np.float32], gamma: float) -> NDArray[np.float32]:
+    """Return pixels ** gamma: above 1 it spreads the bright tones apart, below 1 the dark ones.
+
+    pixels: any shape, reflectance 0..1. Source: paper 000, sec. 4.1 "Gamma Correction" (there gamma = 6).
+    """
+    if gamma == 1.0:
+        return pixels
+    return np.asarray(np.power(np.clip(pixels, 0.0, 1.0), np.float32(gamma)), dtype=np.float32)
+
+
+def mean_field(frames: Sequence[Pixels], bit_depth: int) -> NDArray[np.float32]:
+    """Return the mean reflectance of frames: a dark or flat field with the sensor's noise averaged out.
+
+    Raises CalibrationError if there is no frame or their shapes differ.
+    """
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) != 1:
+        raise CalibrationError(f"{len(frames)} frames of {len(shapes)} shapes found, need at least 1 of one shape")
+    mean = np.mean([reflectance(frame, bit_depth) for frame in frames], axis=0, dtype=np.float64)
+    return np.asarray(mean, dtype=np.float32)
+
+
+def write_photometric(path: Path, photometric: Photometric) -> None:
+    """Store a station's correction as one .npz file without pickles, in one step.
+
+    Raises InputError if the file cannot be written.
+    """
+    arrays = {name: value for name in ("dark", "flat") if (value := getattr(photometric, name)) is not None}
+    if photometric.patch is not None:
+        arrays["patch"] = np.array(astuple(photometric.patch), dtype=np.float64)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:  # given a path, np.savez would add .npz to another ending
+            np.savez(file, allow_pickle=False, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: give a file that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_photometric(path: Path) -> Photometric:
+    """Return what `write_photometric` stored. Raises InputError if the file cannot be used."""
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        if not set(arrays) <= {"dark", "flat", "patch"}:
+            raise ValueError(f"it holds {', '.join(sorted(arrays))}")
+        return Photometric(_field(arrays.get("dark")), _field(arrays.get("flat")), _patch(arrays.get("patch")))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, CalibrationError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InputError(
+            f"{path}: not a photometric calibration ({reason}): make it with taktsight-calibration photometric"
+        ) from error
+
+
+def recorded_photometric(folder: Path) -> Photometric:
+    """Return the correction that a recording was captured under; the identity where it has none."""
+    path = folder / PHOTOMETRIC_FILE
+    return read_photometric(path) if path.is_file() else Photometric()
+
+
+def _field(values: NDArray[Any] | None) -> NDArray[np.float32] | None:
+    if values is not None and (values.dtype != np.float32 or values.ndim not in (2, 3)):
+        raise ValueError(f"a field of shape {values.shape} and type {values.dtype}, need (H, W) or (H, W, 3) float32")
+    return values
+
+
+def _patch(values: NDArray[Any] | None) -> ReferencePatch | None:
+    if values is None:
+        return None
+    x, y, width, height, level, least, most = values.tolist()
+    return ReferencePatch(int(x), int(y), int(width), int(height), level, least, most)

@@ -1,0 +1,120 @@
+"""Thresholds from good parts only, with a statement of how far they can be trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.errors import CalibrationError
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Where a recipe draws its lines, in the units of its graph, and what they rest on."""
+
+    score: float  # a part whose score is above is rejected
+    map: float  # a place whose map value is above is marked; yellow on the heatmap
+    false_reject_rate: float  # share of good parts that the score threshold rejects on average
+    rate_upper_bound: float  # with 95 % confidence the true share is not above this
+    n_good: int  # good parts that the thresholds rest on
+    fitted_on: str  # engine and precision that gave the scores, such as "openvino f32"
+
+
+def reject_threshold(good_scores: NDArray[np.float64], false_reject_rate: float) -> float:
+    """Return the score above which a part is rejected.
+
+    good_scores: (n,) scores of known-good parts from the production path, any order.
+    false_reject_rate: wanted share of good parts rejected, in (0, 1).
+
+    Raises CalibrationError if n is too small to support the rate, or a score is not finite.
+    Source: split conformal quantile, Angelopoulos & Bates 2021 (arXiv:2107.07511), sec. 1.
+    """
+    scores = _checked(good_scores)
+    if len(scores) == 0:
+        raise CalibrationError(
+            f"no good parts found, a false reject rate of {false_reject_rate:g} needs "
+            f"{good_parts_needed(false_reject_rate)}: inspect good parts first"
+        )
+    missing = good_parts_needed(false_reject_rate) - len(scores)
+    if missing > 0:
+        raise CalibrationError(
+            f"{len(scores)} good parts found, a false reject rate of {false_reject_rate:g} needs "
+            f"{len(scores) + missing}: inspect {missing} more good parts, or ask for a rate of "
+            f"{_rounded_up(smallest_rate(len(scores)))} or more"
+        )
+    return float(scores[_rank(len(scores), false_reject_rate) - 1])
+
+
+def good_parts_needed(false_reject_rate: float) -> int:
+    """Return the least number of good parts that supports the rate: 1 / rate - 1, rounded up."""
+    if not 0.0 < false_reject_rate < 1.0:
+        raise CalibrationError(f"false reject rate {false_reject_rate:g} found, need a share above 0 and below 1")
+    return math.ceil(1.0 / false_reject_rate - 1.0 - 1e-9)
+
+
+def smallest_rate(n_good: int) -> float:
+    """Return the smallest false reject rate that n good parts support."""
+    return 1.0 / (n_good + 1)
+
+
+def rate_upper_bound(n_good: int, false_reject_rate: float, confidence: float = CONFIDENCE) -> float:
+    """Return the share of good parts that is truly rejected at most, with the given confidence.
+
+    Raises CalibrationError if n is too small to support the rate.
+
+    Given the calibration set, the true rate follows Beta(n + 1 - k, k) with k the rank of the threshold.
+    Source: Vovk 2012 (arXiv:1209.2673), prop. 2; Angelopoulos & Bates 2021, sec. 3.2.
+    """
+    if n_good < good_parts_needed(false_reject_rate):
+        raise CalibrationError(
+            f"{n_good} good parts found, need {good_parts_needed(false_reject_rate)} to bound a false reject rate of "
+            f"{false_reject_rate:g}: inspect more good parts"
+        )
+    above = n_good + 1 - _rank(n_good, false_reject_rate)
+    low, high = 0.0, 1.0
+    for _ in range(60):  # bisection to 1e-18
+        middle = (low + high) / 2
+        if _chance_of_fewer(above, n_good, middle) > 1.0 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _rank(n_good: int, false_reject_rate: float) -> int:
+    """Return k: the threshold is the k-th smallest good score."""
+    return math.ceil((n_good + 1) * (1.0 - false_reject_rate) - 1e-9)
+
+
+def _chance_of_fewer(count: int, n: int, share: float) -> float:
+    """Return P(Binomial(n, share) < count) for small count, which equals P(Beta(count, n + 1 - count) > share)."""
+    if share <= 0.0:
+        return 1.0
+    if share >= 1.0:
+        return 0.0
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+        + i * math.log(share) + (n - i) * math.log1p(-share)
+        for i in range(count)
+    ]  # fmt: skip
+    return math.fsum(math.exp(value) for value in logs)
+
+
+def _checked(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    strange = int((~np.isfinite(scores)).sum())
+    if strange:
+        raise CalibrationError(
+            f"{strange} of {len(scores)} scores are not finite, need finite ones: check the engine with its self-test"
+        )
+    return np.sort(np.asarray(scores, dtype=np.float64))
+
+
+def _rounded_up(rate: float) -> str:
+    """Return the rate to two digits, never below it: a user who asks for what we print must get it."""
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return f"{math.ceil(rate / step - 1e-9) * step:.2g}"

@@ -1,0 +1,164 @@
+"""`make demo`: a line in a box, from good parts to verdicts on MQTT, with the commands that a user would type.
+
+    simulated line -> recording -> trainer -> recipe -> agent at 2 Hz -> embedded broker -> this subscriber
+
+At the end the verdicts, as they came over MQTT, stand beside the simulator's truth.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from agent.config import read_station
+from agent.mqtt_client import MqttSettings
+from agent.simulation import PartPlan, SimulatedLine
+from agent.watch import watch
+from calibration.console import console, latency_table, say
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "out" / "demo"
+BIN = Path(sys.executable).parent
+GOOD_PARTS = 80
+PARTS = 100
+WATCH_TIMEOUT_S = 120.0
+WANTED = {"good": "pass", "defective": "reject"}  # every other kind: no_verdict
+
+
+def main() -> int:
+    """Run the whole demo; 0 if every trigger got exactly one verdict over MQTT."""
+    started_s = time.monotonic()
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    shutil.copy(HERE / "learn.yaml", OUT)
+
+    headline("1. The line makes good parts; the camera records them")
+    run("taktsight-agent", "capture", OUT / "learn.yaml", OUT / "good", "--count", GOOD_PARTS)
+    headline("2. The trainer learns what a good part looks like")
+    recipe = OUT / "flange.recipe"
+    run("taktsight-trainer", "fit", OUT / "good", "--recipe", recipe, "--product", "flange")
+    headline(f"3. The agent inspects {PARTS} parts at 2 Hz; verdicts come over MQTT")
+    station_file, port = OUT / "line.yaml", free_port()
+    station_file.write_text((HERE / "line.yaml").read_text().replace("port: 1883", f"port: {port}"))
+    with broker(port), agent(station_file) as log_file:
+        settings = MqttSettings(topic="acme/plant1/assembly/line1/cell1", port=port, protocol=3)
+        verdicts = watch(settings, count=PARTS, timeout_s=WATCH_TIMEOUT_S, console=console)
+    headline("4. What came out")
+    show_confusion(verdicts, station_file)
+    show_latency(verdicts)
+    say(f"agent's own summary: {shown(log_file)}")
+    say(f"trainer's report:    {shown(recipe)}.html")
+    say(f"shift report:        {shown(OUT / 'archive' / 'report.html')}")
+    say(f"done in {time.monotonic() - started_s:.0f} s")
+    return 0 if sorted(message["trigger"] for message in verdicts) == list(range(1, PARTS + 1)) else 1
+
+
+def headline(text: str) -> None:
+    """Print what comes next."""
+    console.print(f"\n[bold]{text}[/]")
+
+
+def run(command: str, *arguments: object) -> None:
+    """Show a command as the user would type it, and run it."""
+    words = [command, *(str(argument) for argument in arguments)]
+    say("$ " + " ".join(shown(word) for word in words))
+    done = subprocess.run([str(BIN / command), *words[1:]], check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+
+
+def shown(path: object) -> str:
+    """Return a path as the user would type it."""
+    return str(path).removeprefix(f"{Path.cwd()}/")
+
+
+@contextmanager
+def broker(port: int) -> Iterator[None]:
+    """Run the embedded broker on a free loopback port."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "broker.py"), str(port)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != b"ready":
+            sys.exit("the embedded broker did not start")
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@contextmanager
+def agent(station_file: Path) -> Iterator[Path]:
+    """Run the agent beside us, as a service would; its own summary goes to a file."""
+    log_file = OUT / "agent.log"
+    say(f"$ taktsight-agent run {shown(station_file)} --count {PARTS}")
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            [str(BIN / "taktsight-agent"), "run", str(station_file), "--count", str(PARTS)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield log_file
+            process.wait(timeout=30)
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def show_confusion(verdicts: list[dict[str, Any]], station_file: Path) -> None:
+    """Print what each kind of part was in truth against what was said of it."""
+    settings = read_station(station_file).camera.line
+    assert settings is not None
+    line = SimulatedLine(settings)
+    said: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for message in verdicts:
+        plan = line.plan(message["trigger"])
+        said[plan.kind, _kind(plan)][message["outcome"]] += 1
+    table = Table(title="truth against verdict", title_justify="left")
+    for heading in ("truth", "parts", "pass", "reject", "no verdict", "as wanted"):
+        table.add_column(heading, justify="left" if heading == "truth" else "right")
+    for (kind, name), outcomes in sorted(said.items()):
+        wanted = outcomes[WANTED.get(kind, "no_verdict")]
+        counts = (outcomes.total(), outcomes["pass"], outcomes["reject"], outcomes["no_verdict"])
+        table.add_row(name, *(str(count) for count in counts), f"{wanted}/{outcomes.total()}")
+    console.print(table)
+    escaped = sum(outcomes["pass"] for (kind, _), outcomes in said.items() if kind != "good")
+    say(f"{len(verdicts)} verdicts for {PARTS} triggers; {escaped} parts passed that should not have")
+
+
+def show_latency(verdicts: list[dict[str, Any]]) -> None:
+    """Print latencies per stage, from the messages."""
+    stage_ms: dict[str, list[float]] = defaultdict(list)
+    for message in verdicts:
+        for stage, duration_ms in message["processingTimes"]["stageMs"].items():
+            stage_ms[stage].append(duration_ms)
+        stage_ms["trigger to verdict"].append(message["latencyMs"])
+    console.print(latency_table(stage_ms, "latency"))
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _kind(plan: PartPlan) -> str:
+    return f"defective: {plan.defect}" if plan.defect else plan.kind.replace("_", " ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""One trigger, one verdict, whatever happens to the frame."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from recipes import LEVEL, SIDE, tiny_recipe
+
+from agent.camera_simulated import SimulatedCamera
+from agent.engine import EngineSettings, open_engine
+from agent.errors import CameraError, EndOfFrames
+from agent.loop import Beat, Line, Tally
+from agent.pipeline import Pipeline
+from agent.simulation import LineSettings, SimulatedLine
+from agent.verdict import Outcome, Reason, Verdict
+from calibration.frame import Frame
+
+TAKT_MS = 60.0
+GOOD = np.full((SIDE, SIDE), round(LEVEL * 255), np.uint8)
+
+
+class ScriptedCamera:
+    """A camera whose frames come as a script says: {trigger_id: delay in ms, or None for never}; 1 ms otherwise."""
+
+    def __init__(self, script: dict[int, float | None] | None = None, *, parts: int = 10**9) -> None:
+        self.script = script or {}
+        self.parts = parts
+        self.due: list[tuple[float, int]] = []
+        self.lock = threading.Lock()
+        self.down = threading.Event()
+        self.stopped = False
+
+    def start(self) -> None:
+        pass
+
+    def trigger(self, trigger_id: int) -> None:
+        if trigger_id > self.parts:
+            raise EndOfFrames("no more parts")
+        delay_ms = self.script.get(trigger_id, 1.0)
+        if delay_ms is not None:
+            with self.lock:
+                self.due.append((time.monotonic() + delay_ms / 1e3, trigger_id))
+
+    def next_frame(self, timeout_s: float) -> Frame | None:
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if self.down.is_set():
+                raise CameraError("the cable is out: plug it in")
+            with self.lock:
+                ready = sorted(item for item in self.due if item[0] <= time.monotonic())
+                if ready:
+                    self.due.remove(ready[0])
+                    return Frame(GOOD.copy(), ready[0][1], ready[0][1], 0, time.monotonic_ns())
+            time.sleep(0.001)
+        return None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class Slow:
+    """A pipeline that takes its time, or fails, before it asks the real one."""
+
+    def __init__(self, before: Callable[[Frame], None]) -> None:
+        recipe = tiny_recipe()
+        self.real = Pipeline(recipe, open_engine(recipe, EngineSettings("onnxruntime", threads=1)))
+        self.before = before
+
+    def inspect(self, frame: Frame) -> Verdict:
+        self.before(frame)
+        return self.real.inspect(frame)
+
+
+def run(
+    camera: ScriptedCamera,
+    count: int | None = 8,
+    before: Callable[[Frame], None] = lambda frame: None,
+    **beat: float,
+) -> tuple[dict[int, Verdict], Tally, Line]:
+    """Run a line and return its verdicts by trigger, after checking that no trigger was answered twice."""
+    verdicts: list[Verdict] = []
+    settings = Beat(**{"takt_ms": TAKT_MS, "deadline_ms": TAKT_MS * 0.9, **beat})
+    line = Line(camera, Slow(before), settings, lambda verdict, frame: verdicts.append(verdict))
+    tally = line.run(count)
+    twice = [trigger for trigger, times in Counter(verdict.trigger_id for verdict in verdicts).items() if times > 1]
+    assert twice == []
+    assert len(verdicts) == tally.verdicts == tally.triggers
+    assert camera.stopped
+    return {verdict.trigger_id: verdict for verdict in verdicts}, tally, line
+
+
+def reasons(verdicts: dict[int, Verdict]) -> dict[int, Reason]:
+    return {trigger: verdict.reason for trigger, verdict in verdicts.items() if verdict.reason is not Reason.SCORE}
+
+
+def test_every_trigger_of_a_quiet_line_gets_its_verdict_in_order() -> None:
+    verdicts, _, _ = run(ScriptedCamera())
+    assert list(verdicts) == list(range(1, 9))
+    assert {verdict.outcome for verdict in verdicts.values()} == {Outcome.PASS}
+
+
+def test_a_frame_lost_in_transport_is_reported_as_no_verdict() -> None:
+    verdicts, _, _ = run(ScriptedCamera({3: None, 6: None}))
+    assert reasons(verdicts) == {3: Reason.FRAME_LOST, 6: Reason.FRAME_LOST}
+
+
+def test_a_frame_after_the_deadline_is_never_taken_for_the_next_part() -> None:
+    verdicts, tally, _ = run(ScriptedCamera({3: TAKT_MS * 1.5}))
+    assert reasons(verdicts) == {3: Reason.FRAME_LOST}
+    assert tally.stale_frames == 1
+
+
+def test_a_late_answer_is_no_verdict_at_the_deadline_and_not_a_pass_afterwards() -> None:
+    verdicts, tally, _ = run(
+        ScriptedCamera(), before=lambda frame: time.sleep(TAKT_MS * 1.2e-3 if frame.trigger_id == 4 else 0)
+    )
+    assert reasons(verdicts)[4] is Reason.LATE
+    assert tally.late_results == 1
+    assert verdicts[4].score is None
+
+
+def test_an_inspection_slower_than_the_takt_never_passes_a_part() -> None:
+    verdicts, tally, _ = run(ScriptedCamera(), before=lambda frame: time.sleep(TAKT_MS * 1.5e-3), queue_length=2)
+    assert {verdict.outcome for verdict in verdicts.values()} == {Outcome.NO_VERDICT}
+    assert set(reasons(verdicts).values()) <= {Reason.LATE, Reason.QUEUE_FULL}
+
+
+def test_frames_that_find_the_queue_full_are_no_verdict() -> None:
+    verdicts, _, _ = run(
+        ScriptedCamera({trigger: 1.0 for trigger in range(1, 9)}),
+        before=lambda frame: time.sleep(0.05),
+        takt_ms=10.0,
+        deadline_ms=10_000.0,
+        queue_length=1,
+    )
+    said = Counter(reasons(verdicts).values())
+    assert said[Reason.QUEUE_FULL] >= 2
+    assert set(said) == {Reason.QUEUE_FULL}
+
+
+def test_an_engine_that_raises_costs_one_part_its_verdict_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    def fail_once(frame: Frame) -> None:
+        if frame.trigger_id == 2:
+            raise ZeroDivisionError("boom")
+
+    verdicts, _, _ = run(ScriptedCamera(), before=fail_once)
+    assert reasons(verdicts) == {2: Reason.FAULT}
+    assert "ZeroDivisionError: boom" in verdicts[2].detail
+
+
+def test_parts_before_a_camera_that_is_down_are_no_verdict_and_it_comes_back() -> None:
+    camera = ScriptedCamera()
+
+    def pull_the_cable() -> None:
+        time.sleep(TAKT_MS * 2.5e-3)
+        camera.down.set()
+        time.sleep(TAKT_MS * 3e-3)
+        camera.down.clear()
+
+    helper = threading.Thread(target=pull_the_cable)
+    helper.start()
+    verdicts, _, _ = run(camera, count=14)
+    helper.join()
+    said = reasons(verdicts)
+    assert Reason.CAMERA_DOWN in said.values()
+    assert set(said.values()) <= {Reason.CAMERA_DOWN, Reason.FRAME_LOST}
+    assert verdicts[14].outcome is Outcome.PASS
+
+
+def test_a_trigger_that_the_camera_refuses_is_camera_down_at_once() -> None:
+    class Refusing(ScriptedCamera):
+        def trigger(self, trigger_id: int) -> None:
+            if trigger_id == 2:
+                raise CameraError("not armed")
+            super().trigger(trigger_id)
+
+    verdicts, _, _ = run(Refusing())
+    assert reasons(verdicts) == {2: Reason.CAMERA_DOWN}
+    assert verdicts[2].latency_ms is not None
+    assert verdicts[2].latency_ms < TAKT_MS * 0.9
+
+
+def test_a_source_that_ends_stops_the_line_cleanly() -> None:
+    verdicts, tally, _ = run(ScriptedCamera(parts=5), count=None)
+    assert list(verdicts) == [1, 2, 3, 4, 5]
+    assert tally.triggers == 5
+
+
+def test_stop_gives_the_open_trigger_its_verdict_first() -> None:
+    started: list[Line] = []
+
+    def stop_at_three(frame: Frame) -> None:
+        if frame.trigger_id == 3:
+            started[0].stop()
+
+    verdicts: list[Verdict] = []
+    line = Line(
+        ScriptedCamera(), Slow(stop_at_three), Beat(TAKT_MS, TAKT_MS * 0.9), lambda verdict, _: verdicts.append(verdict)
+    )
+    started.append(line)
+    tally = line.run(None)
+    assert tally.triggers == 3
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.PASS] * 3
+
+
+def test_a_station_told_to_stop_on_no_verdict_stops() -> None:
+    verdicts, tally, _ = run(ScriptedCamera({2: None}), count=50, stop_on_no_verdict=True)
+    assert reasons(verdicts) == {2: Reason.FRAME_LOST}
+    assert tally.triggers < 6
+
+
+def test_the_simulated_line_end_to_end_answers_each_kind_of_part_as_it_should() -> None:
+    line = SimulatedLine(LineSettings(seed=3, width_px=64, height_px=64, lost=(2,), late=(4,), late_ms=400.0))
+    recipe = tiny_recipe(view=tiny_view(64))
+    verdicts: list[Verdict] = []
+    pipeline = Pipeline(recipe, open_engine(recipe, EngineSettings("onnxruntime", threads=1)))
+    beat = Beat(takt_ms=150.0, deadline_ms=140.0)
+    Line(SimulatedCamera(line), pipeline, beat, lambda verdict, _: verdicts.append(verdict)).run(6)
+    said = {verdict.trigger_id: verdict for verdict in verdicts}
+    assert sorted(said) == [1, 2, 3, 4, 5, 6]
+    assert said[2].reason is Reason.FRAME_LOST
+    assert said[4].reason is Reason.FRAME_LOST
+    assert said[1].part_id == line.plan(1).part_id
+
+
+def tiny_view(side: int) -> object:
+    from calibration.preprocess import View
+
+    return View(SIDE, SIDE, colour=False, reference_size=(side, side))

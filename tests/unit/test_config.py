@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import read_station
+from calibration.errors import SettingsError
+
+STATION = """
+station: cell1
+recipe: flange.recipe
+takt_ms: 500
+camera: {kind: simulated, seed: 3, lost: [4, 9]}
+"""
+
+
+def station(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "station.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shortest_station_takes_the_documented_defaults(tmp_path: Path) -> None:
+    settings = read_station(station(tmp_path, STATION))
+    assert settings.name == "cell1"
+    assert settings.recipe == tmp_path / "flange.recipe"
+    assert settings.beat.deadline_ms == 450.0
+    assert settings.on_no_verdict == "reject"
+    assert settings.mqtt is None
+    assert settings.archive is None
+    assert settings.camera.line is not None
+    assert settings.camera.line.lost == (4, 9)
+    assert (settings.engine.kind, settings.engine.precision, settings.engine.threads) == ("auto", "f32", 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("takt: 5", "takt: unknown key"),
+        ("engine: {gain_dB: 3}", r"engine\.gain_dB: unknown key"),
+        ("engine: {precision: int8}", r"engine\.precision: 'int8' found, need one of f32, bf16"),
+        ("deadline_ms: 900", "deadline_ms: 900 found, need 1 to 500"),
+        ("on_no_verdict: ignore", "on_no_verdict: 'ignore' found, need one of reject, pass, stop"),
+        ("mqtt: {host: broker}", r"mqtt\.topic: missing"),
+        ("mqtt: {topic: a/+/c}", r"mqtt\.topic"),
+        ("mqtt: {topic: a/b, port: 99999}", r"mqtt\.port: 99999 found"),
+        ("archive: {folder: x, pictures: some}", r"archive\.pictures"),
+        ("queue_length: 2.5", "queue_length: 2.5 found, need a whole number"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_path(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_station(station(tmp_path, STATION + line + "\n"))
+
+
+def test_a_camera_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"camera\.kind: 'usb' found, need one of simulated, folder"):
+        read_station(station(tmp_path, STATION.replace("simulated", "usb")))
+
+
+def test_the_demo_stations_are_valid() -> None:
+    demo = Path(__file__).parents[2] / "demo"
+    assert read_station(demo / "line.yaml").mqtt is not None
+    assert read_station(demo / "learn.yaml").mqtt is None

@@ -1,0 +1,1 @@
+"""Detectors without a reconstructor: image -> (anomaly_map, score)."""

@@ -1,0 +1,201 @@
+"""patch_memory: how far is each patch of the part from every patch seen on good parts?
+
+A memory of mid-level features with a greedy coreset, as in PatchCore (Roth et al. 2022, arXiv:2106.08265), with three
+differences that were measured (docs/detectors.md):
+
+* features at strides 8 and 16, each channel brought to mean 0 and deviation 1 over the good patches;
+* each place of the map is standardised by the mean and deviation that held-out good parts have there, because edges
+  and highlights vary more than plain surfaces, and border cells differ from inner ones by their padding;
+* the score is the mean of the top 1 % of the smoothed map: steadier than its maximum.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.backbones import lite0
+from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
+
+STAGES = (2, 4)  # of Lite0: 40 channels at stride 8, 112 at stride 16
+STRIDE = 8
+TOP_SHARE = 0.01  # of the map's cells, for the score
+FLOOR = 0.3  # share of the mean deviation added to every place's own
+CANDIDATES = 30_000  # patches that the coreset is chosen from
+SKETCH = 64  # dimensions of the random projection that the coreset is chosen in
+NEAREST = 1.0  # distances below it count as this: |x - m|^2 as x^2 + m^2 - 2xm is rounding noise there, and no defect
+SMOOTHING = (0.06136, 0.24477, 0.38774, 0.24477, 0.06136)  # Gaussian, sigma = 1 cell
+
+
+def fit(material: Material, options: Options, progress: Progress) -> Learned:
+    """Return a detector whose thresholds rest on k-fold held-out maps: every good image is scored unseen once.
+
+    A fold's images are scored with a memory of the other folds' patches and standardised by the other folds' held-out
+    maps, so neither has seen them.
+    """
+    features = _Features(options)
+    embedded = in_chunks(features, material.batch, progress, "features")[0]  # (n, D, h', w')
+    mean = embedded.mean(dim=(0, 2, 3))
+    scale = 1.0 / (embedded.std(dim=(0, 2, 3)) + 1e-3)
+    embedded = (embedded - mean[:, None, None]) * scale[:, None, None]
+    keep = at_map_size(material.keep, *embedded.shape[2:])
+
+    distances = _held_out_distances(embedded, material, keep, options, progress)  # (n, 1, h', w')
+    maps = torch.cat([_standardised_fold(distances, material.fold, k) for k in range(int(material.fold.max()) + 1)])
+    order = np.concatenate([np.flatnonzero(material.fold == k) for k in range(int(material.fold.max()) + 1)])
+    maps = maps * keep
+
+    memory = coreset(_patches(embedded, keep), options.memory_entries, options.seed, progress)
+    module = PatchMemory(features, (mean, scale), memory, _moments(distances), keep)
+    return Learned(
+        module=module.eval(),
+        held_out=order,
+        good_scores=top_mean(maps, _top_count(keep)).double().numpy(),
+        good_peaks=maps.flatten(1).amax(1).double().numpy(),
+        good_maps=maps[:, 0].numpy(),
+    )
+
+
+class PatchMemory(nn.Module):
+    """image (N, C, h, w) -> anomaly_map (N, 1, h/8, w/8) in deviations above a good part, score (N,)."""
+
+    def __init__(
+        self,
+        features: nn.Module,
+        channels: tuple[Tensor, Tensor],  # mean and 1 / deviation, each (D,)
+        memory: Tensor,  # (entries, D)
+        moments: tuple[Tensor, Tensor],  # usual and spread, each (1, 1, h', w')
+        keep: Tensor,  # (1, 1, h', w')
+    ) -> None:
+        super().__init__()
+        mean, scale = channels
+        usual, spread = moments
+        self.features = features
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("memory", memory.T.contiguous())  # (D, entries)
+        self.register_buffer("memory_squared", (memory * memory).sum(1))  # (entries,)
+        self.register_buffer("usual", usual)  # (1, 1, h', w') distance of good parts here
+        self.register_buffer("spread", spread)
+        self.register_buffer("keep", keep)
+        self.top_count = _top_count(keep)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (anomaly_map, score)."""
+        embedded = (self.features(image)[0] - self.mean) * self.scale
+        distance = nearest_distance(embedded, self.memory, self.memory_squared)
+        anomaly_map = smoothed((distance - self.usual) / self.spread) * self.keep
+        return anomaly_map, top_mean(anomaly_map, self.top_count)
+
+
+class _Features(nn.Module):
+    """(N, C, h, w) -> [(N, 152, h/8, w/8)]: both strides, averaged over 3x3 neighbours, at the finer grid."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.backbone = lite0(STAGES, options.weights)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        fine, coarse = (F.avg_pool2d(level, 3, stride=1, padding=1) for level in self.backbone(image))
+        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return [torch.cat([fine, coarse], dim=1)]
+
+
+def nearest_distance(embedded: Tensor, memory: Tensor, memory_squared: Tensor) -> Tensor:
+    """Return each place's distance to its nearest memory entry, (N, 1, h', w').
+
+    embedded: (N, D, h', w'). memory: (D, entries). memory_squared: (entries,).
+    """
+    patches = embedded.flatten(2).transpose(1, 2)  # (N, h'w', D)
+    squared = (patches * patches).sum(2) + (memory_squared - 2.0 * (patches @ memory)).amin(2)
+    return squared.clamp(min=NEAREST**2).sqrt().reshape(embedded.shape[0], 1, *embedded.shape[2:])
+
+
+def smoothed(maps: Tensor) -> Tensor:
+    """Return maps (N, 1, h, w) under a Gaussian of one cell, edges replicated."""
+    kernel = torch.tensor(SMOOTHING, dtype=maps.dtype, device=maps.device)
+    padded = F.pad(maps, (2, 2, 2, 2), mode="replicate")
+    rows = F.conv2d(padded, kernel.reshape(1, 1, 1, 5))
+    return F.conv2d(rows, kernel.reshape(1, 1, 5, 1))
+
+
+def top_mean(maps: Tensor, count: int) -> Tensor:
+    """Return (N,): the mean of the `count` highest cells of maps (N, 1, h, w)."""
+    return maps.flatten(1).topk(count, dim=1).values.mean(1)
+
+
+def coreset(patches: Tensor, entries: int, seed: int, progress: Progress) -> Tensor:
+    """Return at most `entries` patches that cover all of them: greedily, always the one farthest from those chosen.
+
+    patches: (n, D). Chosen in a random projection of 64 dimensions, from at most 30,000 patches drawn at random.
+    Source: PatchCore, sec. 3.2 (minimax facility location; Johnson-Lindenstrauss projection).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if len(patches) > CANDIDATES:
+        patches = patches[torch.randperm(len(patches), generator=generator)[:CANDIDATES].sort().values]
+    entries = min(entries, len(patches))
+    projection = torch.randn(patches.shape[1], SKETCH, generator=generator) / math.sqrt(SKETCH)
+    sketch = patches @ projection
+    squared = (sketch * sketch).sum(1)
+    distance = torch.full((len(sketch),), torch.inf)
+    chosen = [int(torch.randint(len(sketch), (1,), generator=generator))]
+    for count in range(1, entries):
+        last = chosen[-1]
+        torch.minimum(distance, squared - 2.0 * (sketch @ sketch[last]) + squared[last], out=distance)
+        distance[last] = -torch.inf
+        chosen.append(int(distance.argmax()))
+        if count % 200 == 0:
+            progress("memory", count, entries)
+    progress("memory", entries, entries)
+    return patches[chosen]
+
+
+def _held_out_distances(
+    embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress
+) -> Tensor:
+    """Return (n, 1, h', w'): each image's distances to a memory of the other folds' patches."""
+    distances = torch.empty(len(embedded), 1, *embedded.shape[2:])
+    fold_count = int(material.fold.max()) + 1
+    for k in range(fold_count):
+        others, held_out = embedded[material.fold != k], np.flatnonzero(material.fold == k)
+        memory = coreset(_patches(others, keep), options.memory_entries, options.seed, _silent)
+        squared = (memory * memory).sum(1)
+        for index in held_out:
+            distances[index] = nearest_distance(embedded[index : index + 1], memory.T, squared)[0]
+        progress("held-out scores", k + 1, fold_count)
+    return distances
+
+
+def _standardised_fold(distances: Tensor, fold: np.ndarray, k: int) -> Tensor:
+    """Return fold k's maps, standardised and smoothed by what the other folds show."""
+    usual, spread = _moments(distances[fold != k])
+    return smoothed((distances[fold == k] - usual) / spread)
+
+
+def _moments(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (usual, spread), each (1, 1, h', w'): mean and deviation over images, shared among 5x5 neighbours."""
+    usual = _shared(distances.mean(0, keepdim=True))
+    spread = _shared(distances.var(0, correction=0, keepdim=True)).sqrt()
+    return usual, spread + FLOOR * spread.mean() + 1e-6
+
+
+def _shared(maps: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(maps, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+
+
+def _top_count(keep: Tensor) -> int:
+    """Return how many cells are 1 % of the kept ones, at least one."""
+    return max(1, round(TOP_SHARE * float(keep.sum())))
+
+
+def _patches(embedded: Tensor, keep: Tensor) -> Tensor:
+    """Return (n, D): the kept places of (N, D, h', w')."""
+    return embedded.permute(0, 2, 3, 1)[:, keep[0, 0] > 0].reshape(-1, embedded.shape[1])
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Report no progress."""

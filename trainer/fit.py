@@ -1,0 +1,316 @@
+"""From a folder of good images to a recipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calibration.errors import InputError, NotRegistered
+from calibration.images import read_image
+from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
+from calibration.recipe import Recipe, SelfTest
+from calibration.reference import learn_reference
+from calibration.registration import Reference, RegistrationSettings
+from calibration.thresholds import Thresholds, good_parts_needed, rate_upper_bound, reject_threshold, smallest_rate
+from trainer.catalogue import method
+from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
+from trainer.errors import TrainingError
+from trainer.export import Parity, checked_parity, export_graph
+from trainer.learning import Learned, Material, Options, Progress
+
+log = logging.getLogger(__name__)
+
+FEWEST_GOOD = 5  # below this not even a fold can be held out
+WISE_GOOD = 50
+FOLDS = 5
+REFERENCE_IMAGES = 60  # good images that the reference is learnt from
+PARITY_IMAGES = 16
+SELFTEST_IMAGES = 3
+MOST_UNREGISTERED = 0.1  # share of good images; above it the product does not register
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """What the user asked for."""
+
+    recipe: Path
+    detector: str = "patch_memory"
+    height: int = 256
+    width: int = 256
+    registration: str = "auto"  # auto | on | off
+    registration_settings: RegistrationSettings = field(default_factory=RegistrationSettings)
+    region: Rectangle | None = None
+    ignore: Path | None = None  # image of the reference view, nonzero where nothing is looked at
+    gamma: float = 1.0
+    false_reject_rate: float = 0.01
+    most_images: int = 1000
+    resume: bool = False
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A recipe without its report, and the evidence."""
+
+    recipe: Recipe
+    parity: Parity
+    good_items: tuple[Item, ...]  # in the order of good_scores: the ones that were scored unseen
+    good_scores: NDArray[np.float64]
+    good_maps: NDArray[np.float32]
+    good_pictures: NDArray[np.float32]  # (m, C, h, w)
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedSet:
+    items: tuple[Item, ...]
+    batch: NDArray[np.float32]  # (n, C, h, w)
+    unregistered: tuple[str, ...]
+
+
+def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
+    """Return a recipe learnt from dataset.good, with parity proven and thresholds from parts that it never saw.
+
+    Raises InputError, TrainingError, CalibrationError or ParityError; nothing is written.
+    """
+    train = method(request.detector)
+    _check_size(request)
+    items = _chosen(dataset.good, request.most_images)
+    pictures = Pictures(dataset.photometric)
+    found = survey(items, pictures)
+    notes = [*dataset.notes, *found.notes(), *_few_notes(items)]
+
+    reference, why = _reference(items, pictures, found, request)
+    view = _view(found, reference, request)
+    prepared = _prepare_all(items, pictures, view, reference, progress)
+    if prepared.unregistered:
+        notes.append(_unregistered_note(prepared.unregistered, len(items)))
+    material = _material(prepared, view, request)
+    _make_repeatable(request.options.seed)
+    learned = train(material, request.options, progress)
+
+    thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate)
+    graph, parity = _exported(learned, material, thresholds)
+    recipe = Recipe(
+        product=dataset.product,
+        detector=request.detector,
+        graph=graph,
+        view=view,
+        reference=reference,
+        thresholds=thresholds,
+        selftest=_selftest(learned, material),
+        training=_training(request, material, found, why),
+    )
+    material.checkpoint.unlink(missing_ok=True)
+    return FitResult(
+        recipe=recipe,
+        parity=parity,
+        good_items=tuple(prepared.items[index] for index in learned.held_out),
+        good_scores=learned.good_scores,
+        good_maps=learned.good_maps,
+        good_pictures=prepared.batch[learned.held_out],
+        notes=(*notes, *threshold_notes),
+    )
+
+
+def fitted_thresholds(learned: Learned, false_reject_rate: float) -> tuple[Thresholds, list[str]]:
+    """Return thresholds at the wanted rate, or at the nearest one that so few good parts support, and a note if so."""
+    n_good = len(learned.good_scores)
+    rate = max(false_reject_rate, smallest_rate(n_good))
+    notes = []
+    if rate > false_reject_rate:
+        missing = good_parts_needed(false_reject_rate) - n_good
+        notes.append(
+            f"{n_good} good parts were scored unseen; a false reject rate of {false_reject_rate:g} needs {missing} "
+            f"more. The threshold is set for {rate:.4f} instead"
+        )
+    thresholds = Thresholds(
+        score=reject_threshold(learned.good_scores, rate),
+        map=reject_threshold(learned.good_peaks, rate),
+        false_reject_rate=rate,
+        rate_upper_bound=rate_upper_bound(n_good, rate),
+        n_good=n_good,
+        fitted_on="torch f32, held-out good images",
+    )
+    if thresholds.map <= 0.0:
+        raise TrainingError(
+            f"the anomaly maps of good parts peak at {thresholds.map:g}, need more than 0: see the images"
+        )
+    return thresholds, notes
+
+
+def _check_size(request: FitRequest) -> None:
+    if request.height % 32 or request.width % 32 or not min(request.height, request.width) >= 32:
+        raise TrainingError(f"size {request.width}x{request.height} found, need multiples of 32, at least 32")
+
+
+def _chosen(items: Sequence[Item], most: int) -> list[Item]:
+    """Return all items, or `most` of them evenly spaced, so that drift over time stays in."""
+    if len(items) < FEWEST_GOOD:
+        raise TrainingError(
+            f"{len(items)} good image{'s' if len(items) != 1 else ''} found, need at least {FEWEST_GOOD}, "
+            f"better {WISE_GOOD} or more: capture more good parts"
+        )
+    if len(items) <= most:
+        return list(items)
+    return [items[round(index)] for index in np.linspace(0, len(items) - 1, most)]
+
+
+def _few_notes(items: Sequence[Item]) -> list[str]:
+    if len(items) >= WISE_GOOD:
+        return []
+    return [f"only {len(items)} good images: below {WISE_GOOD} the normal variation of a product is seldom covered"]
+
+
+def _reference(
+    items: Sequence[Item], pictures: Pictures, found: Survey, request: FitRequest
+) -> tuple[Reference | None, str]:
+    """Return the reference to register to, or None, and the reason in words."""
+    if request.registration == "off":
+        return None, "off, as asked"
+    if not found.one_size and request.registration == "auto":
+        return None, "off: the images differ in size"
+    sample = _chosen(items, REFERENCE_IMAGES)
+    loaded = [pictures(item) for item in sample]
+    learnt = learn_reference(
+        [pixels for pixels, _ in loaded], loaded[0][1], request.registration_settings, seed=request.options.seed
+    )
+    if request.registration == "on":
+        return learnt.reference, "on, as asked"
+    if not learnt.trustworthy:
+        return None, f"off: {learnt.why}"
+    return learnt.reference, f"on: {learnt.why}"
+
+
+def _view(found: Survey, reference: Reference | None, request: FitRequest) -> View:
+    size = found.size if reference is None else (reference.image.shape[0], reference.image.shape[1])
+    view = View(
+        height=request.height,
+        width=request.width,
+        colour=found.colour > 0,
+        reference_size=size,
+        fixed_size=found.one_size,
+        region=request.region,
+        gamma=request.gamma,
+    )
+    box = view.rectangle
+    inside = (
+        box.x_px >= 0 and box.y_px >= 0 and box.x_px + box.width_px <= size[1] and box.y_px + box.height_px <= size[0]
+    )
+    if not inside or box.width_px < 8 or box.height_px < 8:
+        raise TrainingError(
+            f"region {box.x_px},{box.y_px},{box.width_px},{box.height_px} found, need at least 8x8 px inside the "
+            f"reference view of {size[1]}x{size[0]} px"
+        )
+    return view
+
+
+def _prepare_all(
+    items: Sequence[Item], pictures: Pictures, view: View, reference: Reference | None, progress: Progress
+) -> _PreparedSet:
+    batch = np.empty((len(items), view.channels, view.height, view.width), dtype=np.float32)
+    kept: list[Item] = []
+    unregistered: list[str] = []
+    for count, item in enumerate(items, 1):
+        try:
+            batch[len(kept)] = prepared_item(item, pictures, view, reference).batch[0]
+            kept.append(item)
+        except NotRegistered as error:
+            unregistered.append(f"{item.name} ({error})")
+        progress("prepare", count, len(items))
+    if len(unregistered) > MOST_UNREGISTERED * len(items) or len(kept) < FEWEST_GOOD:
+        raise TrainingError(
+            f"{len(unregistered)} of {len(items)} good images cannot be registered, first {unregistered[0]}: "
+            "check that all show the same product, or use --registration off"
+        )
+    return _PreparedSet(tuple(kept), batch[: len(kept)], tuple(unregistered))
+
+
+def prepared_item(item: Item, pictures: Pictures, view: View, reference: Reference | None) -> Prepared:
+    """Return one image as the detector sees it; a gray image of a colour product counts as colour."""
+    pixels, depth = pictures(item)
+    if view.colour and pixels.ndim == 2:
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
+    return prepare(pixels, depth, view, reference)
+
+
+def _material(prepared: _PreparedSet, view: View, request: FitRequest) -> Material:
+    count = min(FOLDS, len({item.part_id or item.name for item in prepared.items}))
+    if count < 2:
+        raise TrainingError("all good images show one part: show at least 5 different good parts")
+    return Material(
+        batch=torch.from_numpy(prepared.batch),
+        keep=torch.from_numpy(_keep(request.ignore, view)),
+        fold=folds(prepared.items, count, request.options.seed),
+        checkpoint=request.recipe.with_name(f"{request.recipe.name}.checkpoint"),
+        resume=request.resume,
+    )
+
+
+def _keep(ignore: Path | None, view: View) -> NDArray[np.float32]:
+    """Return (h, w): 1 where the detector looks, 0 where the ignore mask covers its view."""
+    if ignore is None:
+        return np.ones((view.height, view.width), dtype=np.float32)
+    mask = read_image(ignore)
+    if mask.ndim == 3:
+        mask = mask.max(axis=2)
+    if mask.shape != view.reference_size:
+        wanted = view.reference_size
+        raise InputError(
+            f"{ignore}: the ignore mask is {mask.shape[1]}x{mask.shape[0]} px, the reference view "
+            f"{wanted[1]}x{wanted[0]}: draw it on a picture of that size"
+        )
+    return (~in_view((mask > 0).astype(np.uint8), view, None)).astype(np.float32)
+
+
+def _make_repeatable(seed: int) -> None:
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+
+
+def _exported(learned: Learned, material: Material, thresholds: Thresholds) -> tuple[bytes, Parity]:
+    images = material.batch.numpy()
+    graph = export_graph(learned.module, images[:1])
+    chosen = images[np.unique(np.linspace(0, len(images) - 1, PARITY_IMAGES).round().astype(int))]
+    return graph, checked_parity(learned.module, graph, chosen, thresholds.score, thresholds.map)
+
+
+def _selftest(learned: Learned, material: Material) -> SelfTest:
+    """Return a few good parts, from the easiest to the hardest, with the network's own answers."""
+    order = learned.held_out[np.argsort(learned.good_scores, kind="stable")]
+    chosen = order[np.linspace(0, len(order) - 1, min(SELFTEST_IMAGES, len(order))).round().astype(int)]
+    batches = material.batch[torch.from_numpy(chosen)]
+    with torch.inference_mode():
+        answers = [learned.module(image[None]) for image in batches]
+    return SelfTest(
+        batches=batches.numpy(),
+        scores=tuple(float(score[0]) for _, score in answers),
+        map_peaks=tuple(float(anomaly_map.max()) for anomaly_map, _ in answers),
+    )
+
+
+def _training(request: FitRequest, material: Material, found: Survey, registration: str) -> dict[str, Any]:
+    """Return what somebody needs to know to train the same recipe again."""
+    options = asdict(replace(request.options, weights=None))
+    options["weights"] = request.options.weights.name if request.options.weights else "packaged"
+    return {
+        "good_images": len(material),
+        "folds": int(material.fold.max()) + 1,
+        "image_sizes": len(found.sizes),
+        "registration": registration,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "options": options,
+    }
+
+
+def _unregistered_note(unregistered: Sequence[str], total: int) -> str:
+    return f"{len(unregistered)} of {total} good images could not be registered and were left out: {unregistered[0]}"

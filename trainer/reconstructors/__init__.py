@@ -1,0 +1,1 @@
+"""What a good part would look like here: image -> reconstruction."""

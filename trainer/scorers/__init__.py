@@ -1,0 +1,1 @@
+"""How far an image is from its reconstruction: -> anomaly map and score."""
