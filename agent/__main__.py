@@ -49,15 +49,16 @@ def run_command_line(station: Path, count: int | None) -> None:
     say(f"{settings.name}: {running.recipe.product} on {running.engine.label}, every {settings.beat.takt_ms:g} ms")
     tally, undelivered = running.run(count)
     _print_tally(tally)
-    if settings.archive is not None:
-        report = settings.archive.folder / "report.html"
-        write_shift_report(settings.archive.folder, report, title=f"{settings.name}: {running.recipe.product}")
-        say(f"report: {report}")
     if undelivered.verdicts or undelivered.heatmaps:
         note(
             f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps were not confirmed by the broker; "
             + ("the archive has the verdicts" if settings.archive is not None else "set `archive:` to keep them")
         )
+    if settings.archive is not None:
+        report = settings.archive.folder / "report.html"
+        title = f"{settings.name}: {running.recipe.product}"
+        write_shift_report(settings.archive.folder, report, title=title, deadline_ms=settings.beat.deadline_ms)
+        say(f"report: {report}")
 
 
 @commands.command("replay", epilog="Example: taktsight-agent replay flange.recipe images/test --scores flange.scores")

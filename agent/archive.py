@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -36,14 +37,15 @@ class ArchiveSettings:
 
 
 class Archive:
-    """Appends verdicts; a disk that refuses is counted and logged, and never holds up the line."""
+    """Appends verdicts; a disk that refuses is counted and logged, and never holds up the line. One thread only."""
 
     def __init__(self, settings: ArchiveSettings) -> None:
         """Raises InputError if the folder cannot be made."""
         self._settings = settings
         self._pictures: deque[tuple[Path, int]] = deque()
         self._bytes = 0
-        self.failures = 0
+        self._refusing = False
+        self.failures = 0  # verdicts that could not be stored, or not with all their pictures
         folder = settings.folder / PICTURES
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,38 +55,51 @@ class Archive:
             raise InputError(f"{settings.folder}: {error.strerror}: give the archive a folder it can write") from error
 
     def store(self, message: dict[str, Any], verdict: Verdict, frame: Frame | None, map_threshold: float) -> None:
-        """Append the message, with the names of its pictures under `pictures`."""
+        """Append the message, with the names of its pictures under `pictures`; the line is written without them too."""
+        names: dict[str, str] = {}
+        refusal: OSError | cv2.error | None = None
         try:
-            names = self._store_pictures(message, verdict, frame, map_threshold)
-            with (self._settings.folder / VERDICTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**message, "pictures": names}) + "\n")
-        except OSError as error:
-            self.failures += 1
-            if self.failures == 1:
-                log.error("archive %s: %s: verdicts are not archived", self._settings.folder, error.strerror)
+            try:
+                self._store_pictures(names, message, verdict, frame, map_threshold)
+            finally:
+                self._append({**message, "pictures": names})
+        except (OSError, cv2.error) as error:  # OpenCV: a frame of a shape that is no picture, as of a wrong camera
+            refusal = error
+        self._note(refusal)
 
     def _store_pictures(
-        self, message: dict[str, Any], verdict: Verdict, frame: Frame | None, map_threshold: float
-    ) -> dict[str, str]:
+        self,
+        names: dict[str, str],
+        message: dict[str, Any],
+        verdict: Verdict,
+        frame: Frame | None,
+        map_threshold: float,
+    ) -> None:
+        """Write the wanted pictures and add each to `names` once it is on the disk."""
         wanted = self._settings.pictures
         if wanted == "none" or (wanted == "rejects" and verdict.outcome is Outcome.PASS):
-            return {}
+            return
         stem = f"{message['epoch']}-{message['seq']:08d}"
-        names = {}
-        if frame is not None:
-            names["frame"] = self._write(f"{stem}-frame.jpg", _shown(reflectance(frame.pixels, frame.bit_depth)))
         if verdict.picture is not None and verdict.anomaly_map is not None:
-            picture = overlay(_enlarged(verdict.picture), verdict.anomaly_map, map_threshold)
+            picture = overlay(_fitted(verdict.picture, enlarge=True), verdict.anomaly_map, map_threshold)
             names["heatmap"] = self._write(f"{stem}-heatmap.jpg", picture)
+        if frame is not None and frame.pixels.size:
+            pixels = _fitted(reflectance(frame.pixels, frame.bit_depth), enlarge=False)
+            names["frame"] = self._write(f"{stem}-frame.jpg", _gray_levels(pixels))
         self._shed()
-        return names
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with (self._settings.folder / VERDICTS).open("a+b") as file:
+            start = b"" if _ends_whole(file) else b"\n"  # half a line spoils one verdict, not the next one too
+            file.write(start + json.dumps(entry).encode() + b"\n")
 
     def _write(self, name: str, picture: NDArray[np.uint8]) -> str:
         stored = picture if picture.ndim == 2 else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         _, data = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         path = self._settings.folder / PICTURES / name
-        path.write_bytes(data.tobytes())
+        path.parent.mkdir(exist_ok=True)  # somebody may have deleted all pictures to make room
         self._remember(path, len(data))
+        path.write_bytes(data.tobytes())
         return f"{PICTURES}/{name}"
 
     def _remember(self, path: Path, size: int) -> None:
@@ -94,17 +109,40 @@ class Archive:
     def _shed(self) -> None:
         while self._bytes > self._settings.max_mb * 1e6 and self._pictures:
             path, size = self._pictures.popleft()
-            path.unlink(missing_ok=True)
             self._bytes -= size
+            path.unlink(missing_ok=True)
+
+    def _note(self, refusal: OSError | cv2.error | None) -> None:
+        """Count a refusal; log when refusals begin and when they are over."""
+        folder = self._settings.folder
+        if refusal is not None:
+            self.failures += 1
+            if not self._refusing:
+                log.error("archive %s: %s: verdicts or pictures are not archived", folder, refusal)
+        elif self._refusing:
+            log.warning("archive %s: written again, %d verdicts so far were not archived whole", folder, self.failures)
+        self._refusing = refusal is not None
 
 
-def _shown(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    shrink = min(1.0, LONGEST_SIDE / max(pixels.shape[:2]))
-    size = (round(pixels.shape[1] * shrink), round(pixels.shape[0] * shrink))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if shrink < 1.0 else pixels
-    return (np.clip(small, 0.0, 1.0) * 255.0).astype(np.uint8)
+def _ends_whole(file: BinaryIO) -> bool:
+    """Return whether the last line has its end; a power cut or a full disk leaves half a line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
-def _enlarged(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    grow = max(1, round(LONGEST_SIDE / max(picture.shape[:2])))
-    return np.asarray(cv2.resize(picture, None, fx=grow, fy=grow, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+def _fitted(pixels: NDArray[np.float32], *, enlarge: bool) -> NDArray[np.float32]:
+    """Return (H, W) or (H, W, 3) with its longer side at LONGEST_SIDE, a smaller one as it is if not to enlarge."""
+    height, width = pixels.shape[:2]
+    scale = LONGEST_SIDE / max(height, width)
+    if scale >= 1.0 and not enlarge:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    way = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, size, interpolation=way), dtype=np.float32)
+
+
+def _gray_levels(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return reflectance as 0..255; what is not a number is black."""
+    return (np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -90,6 +90,7 @@ def _camera(section: Section) -> CameraSettings:
 def _line(section: Section) -> LineSettings:
     return LineSettings(
         seed=section.whole("seed", 0, minimum=0, maximum=2**31 - 1),
+        lot=section.whole("lot", 0, minimum=0, maximum=2**31 - 1),
         width_px=section.whole("width_px", 640, minimum=64, maximum=8192),
         height_px=section.whole("height_px", 640, minimum=64, maximum=8192),
         shift_px=section.number("shift_px", 20.0, minimum=0.0, maximum=4096.0),

@@ -116,15 +116,15 @@ def _silent_mark(column: _Column) -> str:
     members = column.of(Outcome.NO_VERDICT)
     if not members:
         return ""
-    height = max(DOT = 0.01  # per cent of the width: a stroke of no length at all is lost on the way to some printers
-LEAST_BAR, HIGHEST_BAR * len(members) / len(column.parts))
+    height = max(LEAST_BAR, HIGHEST_BAR * len(members) / len(column.parts))
     path = f"M{column.place} 78V{78 - height:.1f}"
     return _mark(path, CLASSES[Outcome.NO_VERDICT], _tooltip(column, members, "without verdict"))
 
 
 def _tooltip(column: _Column, members: Sequence[Part], span: str) -> str:
     if len(column.parts) == 1:
-        return f"{members[0].name}, trigger {members[0].trigger}: {told(members[0])}"
+        part = members[0]
+        return f"{part.name}{f', {part.trigger_name}' if part.name != part.trigger_name else ''}: {told(part)}"
     last = column.first + len(column.parts) - 1
     return f"parts {column.first:,} to {last:,}: {len(members)} {span}"
 

@@ -29,6 +29,7 @@ MOST_PICTURE_CHARACTERS = 6_500_000  # of base64, so that the file stays below 8
 QUALITY = 85  # JPEG, of pictures made smaller
 LARGEST_PICTURE_BYTES = 20_000_000
 WIDE_FROM = 1.7  # width / height from which on the pictures of a card stand one under the other
+FRAMELESS = (Reason.FRAME_LOST, Reason.CAMERA_DOWN)
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -196,7 +197,7 @@ def _card(part: Part, uris: dict[str, str], wide: bool) -> str:
     places = f" · {counted(part.region_count, 'place')}" if part.region_count > 1 else ""
     lines = (scores(part), f"{part.detail}{places}")
     more = "".join(f'<span class="detail">{escape(line)}</span>' for line in lines if line)
-    trigger = f"trigger {part.trigger}" if part.name != f"trigger {part.trigger}" else ""
+    trigger = part.trigger_name if part.name != part.trigger_name else ""
     meta = " · ".join(filter(None, (trigger, f"{part.created[11:19]} UTC" if part.created else "")))
     badge, _, rest = told(part).partition(", ")
     return (
@@ -209,8 +210,8 @@ def _card(part: Part, uris: dict[str, str], wide: bool) -> str:
 
 def _panels(part: Part, uris: dict[str, str]) -> str:
     if not uris:
-        kept = "picture not kept" if part.pictures else "no frame"
-        return f'<div class="empty">{kept}</div>'
+        why = "no frame came" if part.reason in FRAMELESS else "no picture kept"
+        return f'<div class="empty">{why}</div>'
     texts = {
         "frame": f"{part.name} as the camera saw it: {told(part)}",
         "heatmap": f"Anomaly map over {part.name}: {part.detail or told(part)}",

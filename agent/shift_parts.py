@@ -79,6 +79,11 @@ class Part:
     simulated: bool
 
     @property
+    def trigger_name(self) -> str:
+        """The trigger as the name of a part that has no other."""
+        return f"trigger {self.trigger}"
+
+    @property
     def ratio(self) -> float | None:
         """Score / threshold; None where there is no score, or no threshold above 0."""
         if self.score is None or self.threshold is None or self.threshold <= 0:
@@ -148,7 +153,7 @@ def part_of(message: Mapping[str, Any]) -> Part:
             origin={key: str(message[key]) for key in ("station", "internalRecipeId", "recipeDigest", "engine")},
             simulated=bool(message["isSimulated"]),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"verdict message: {type(error).__name__} {error}: want the keys of its schema") from error
 
 

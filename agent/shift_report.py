@@ -23,7 +23,6 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 CHART_KEY = (("pass", "passed"), ("reject", "rejected"), ("silent", "no verdict"))
 MOST_NAMED = 3  # recipes, engines, ... listed by name
 
-
 LEGEND = """<section><h2>How to read the pictures</h2>
 <p>Left, or above: the part as the camera saw it. Beside it, in gray and as the detector sees it: where it looks
 unlike good parts. The colour scale is the same in every picture, so a calm part stays gray.</p>

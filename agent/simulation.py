@@ -32,7 +32,8 @@ PLAN_STREAM, SURFACE_STREAM, DEFECT_STREAM, NOISE_STREAM = range(4)  # independe
 class LineSettings:
     """What the simulated line does; the same settings give the same pixels."""
 
-    seed: int = 0
+    seed: int = 0  # the machine and the belt: surface, tool marks, texture, drift
+    lot: int = 0  # which parts off that machine; another lot never repeats a part
     width_px: int = 640
     height_px: int = 640
     shift_px: float = 20.0  # uniform in +-, each axis
@@ -55,8 +56,8 @@ class LineSettings:
             raise SettingsError(f"simulation: frame of {found}, need at least {SMALLEST_SIDE_PX} px per side")
         if not 0 <= self.defect_share <= 1:
             raise SettingsError(f"simulation: defect_share {self.defect_share}, need a share from 0 to 1")
-        if self.seed < 0:
-            raise SettingsError(f"simulation: seed {self.seed}, need a whole number from 0")
+        if min(self.seed, self.lot) < 0:
+            raise SettingsError(f"simulation: seed {self.seed}, lot {self.lot}, need whole numbers from 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class SimulatedLine:
         return 1.0 + self.settings.light_drift * waves
 
     def _random(self, trigger_id: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng((self.settings.seed, trigger_id, stream))
+        return np.random.default_rng((self.settings.seed, self.settings.lot, trigger_id, stream))
 
 
 def _warp(canvas: Field, canvas_from_image: NDArray[np.float64], size: tuple[int, int], outside: float = 0.0) -> Field:

@@ -27,6 +27,7 @@ from agent.simulation_parts import (
 
 FAINTEST = 0.05  # share of a defect's strength below which it is not painted and not in the mask
 
+VISIBLE = 1 / 512  # coverage of a pixel by the part, below which nothing reaches the sensor's 8 bits
 Paint = Callable[[Field, Field, Field], Field]
 """(layers (h, w, 4), x (h, w), y (h, w) in part px) -> weight (h, w), 0 where nothing was changed."""
 
@@ -64,7 +65,7 @@ def paint_defect(
     x = part_from_image[0, 0] * columns + part_from_image[0, 1] * rows + part_from_image[0, 2]
     y = part_from_image[1, 0] * columns + part_from_image[1, 1] * rows + part_from_image[1, 2]
     weight = sketch.paint(patch, x.astype(np.float32), y.astype(np.float32))
-    mask[top:bottom, left:right] = (weight != 0) & (patch[:, :, 3] > 0)
+    mask[top:bottom, left:right] = (weight != 0) & (patch[:, :, 3] > VISIBLE)
     return mask
 
 

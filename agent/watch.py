@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
@@ -47,12 +48,21 @@ class Row:
 
 
 def watch(
-    settings: MqttSettings, *, count: int | None, timeout_s: float | None, console: Console
+    settings: MqttSettings,
+    *,
+    count: int | None,
+    timeout_s: float | None,
+    console: Console,
+    on_subscribed: Callable[[], None] | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Print verdicts until `count` different ones came or timeout_s passed; returns them in order of arrival.
 
     None means no limit; the last MAX_KEPT verdicts are returned. Duplicates are not shown again; what cannot be read
     is shown as a warning.
+
+    on_subscribed: called once, as soon as no verdict can be missed any more. give_up: asked ten times a second; True
+    ends the watch.
 
     Raises BrokerError if the broker refuses us, or was never reached within timeout_s; SettingsError as MqttSettings.
     """
@@ -66,7 +76,12 @@ def watch(
         show = stack.enter_context(_LiveTable(console)) if console.is_terminal else _PlainLines(console)
         while shown < wanted and time.monotonic() < deadline_s:
             payload = subscription.next_payload(POLL_S)
+            if on_subscribed is not None and subscription.is_ready:
+                on_subscribed()
+                on_subscribed = None
             if payload is None:
+                if give_up():
+                    break
                 continue
             try:
                 message = _parsed(payload)
@@ -202,6 +217,7 @@ class _Subscription:
 
     def __init__(self, settings: MqttSettings) -> None:
         self.was_connected = False
+        self.is_ready = False  # subscribed: every verdict from now on reaches us
         self._topic = f"{settings.topic}/verdict"
         self._arrived: SimpleQueue[bytes | BrokerError] = SimpleQueue()
         self._client = build_client(settings, f"taktsight-watch-{secrets.token_hex(4)}")
@@ -237,6 +253,8 @@ class _Subscription:
     def _on_subscribe(self, _client: Any, _userdata: Any, _mid: Any, reasons: list[ReasonCode], _props: Any) -> None:
         if any(reason.is_failure for reason in reasons):
             self._arrived.put(BrokerError(f"the broker does not let us read {self._topic}: check its access list"))
+            return
+        self.is_ready = True
 
     def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
         self._arrived.put(bytes(message.payload))

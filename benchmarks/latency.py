@@ -40,7 +40,9 @@ def main() -> int:
     recipe = read_recipe(arguments.recipe) if arguments.recipe else learnt_recipe(arguments.size)
     height, width = recipe.view.reference_size
     colour = "colour" if recipe.view.colour else "gray"
-    print(f"recipe: {recipe.detector}, frames {width}x{height} {colour}, input {recipe.view.width}x{recipe.view.height}")
+    print(
+        f"recipe: {recipe.detector}, frames {width}x{height} {colour}, input {recipe.view.width}x{recipe.view.height}"
+    )
     frames = list(parts(width, height, recipe.view.colour))
     rows = []
     for kind in arguments.engines:

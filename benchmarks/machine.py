@@ -19,7 +19,9 @@ def describe() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     cores = len(os.sched_getaffinity(0))
-    return f"machine: {_processor()}, {cores} cores, Python {platform.python_version()}\nversions: {', '.join(versions)}"
+    return (
+        f"machine: {_processor()}, {cores} cores, Python {platform.python_version()}\nversions: {', '.join(versions)}"
+    )
 
 
 def _processor() -> str:

@@ -3,8 +3,8 @@
     python benchmarks/registration.py [--data DIR] [--out FILE.csv] [--frames N]
 
 Simulated products are learned from eight good frames, then looked for in fresh frames: any angle, shifts of 40 px,
-light +-30 %, noise, every second part with a defect. With --data, each folder DIR/<category>/train/good gives one image that
-serves as reference for moved copies of itself, as it is and enlarged to 1000 px. Wrong products are all the others.
+light +-30 %, noise, every second part with a defect. With --data, the first image of each DIR/<category>/train/good is
+the reference for moved copies of itself, as it is and enlarged to 1000 px. Wrong products are all the others.
 """
 
 from __future__ import annotations
@@ -244,13 +244,12 @@ def measured(
 
 def warp_ms(frame: Gray) -> float:
     """Return the median time of one cv2.warpAffine of the frame."""
-    matrix = np.array([[0.9, 0.1, 3], [-0.1, 0.9, 4]])
-    times = []
+    matrix, times = np.array([[0.9, 0.1, 3], [-0.1, 0.9, 4]]), []
     for _ in range(20):
         start = time.perf_counter()
         cv2.warpAffine(frame, matrix, frame.shape[::-1])
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) * 1e3
 
 
 def attempt(reference: Reference, frame: Gray) -> Registration | NotRegistered:

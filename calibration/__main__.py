@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from calibration.photometric import Photometric, ReferencePatch, mean_field, wri
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from calibration.recording import is_recording, read_recording
 from calibration.scores import PartScore, Scores, read_scores
-from calibration.thresholds import Thresholds, good_parts_needed, rate_upper_bound, reject_threshold
+from calibration.thresholds import Thresholds, rate_upper_bound, reject_threshold
 
 
 @click.group(epilog=EXIT_CODES)
@@ -117,10 +119,14 @@ def _tell(before: Recipe, after: Recipe, digest: str) -> None:
 
 
 def _parts_for_bound(false_reject_rate: float, bound: float) -> int:
-    """Return the number of good parts, to two digits, from which the rate's 95 % bound is below `bound`."""
-    n_good = good_parts_needed(false_reject_rate)
-    while rate_upper_bound(n_good, false_reject_rate) > bound:
-        n_good = round(n_good * 1.1) + 1
+    """Return the number of good parts, to two digits, from which the rate's 95 % bound stays below `bound`.
+
+    The bound jumps up wherever one more part may be rejected, n + 1 = count / rate, so it is looked at there.
+    """
+    for count in itertools.count(1):
+        n_good = math.ceil(count / false_reject_rate - 1e-9) - 1
+        if n_good >= 1 and rate_upper_bound(n_good, false_reject_rate) <= bound:
+            break
     magnitude = int(10 ** max(0, len(str(n_good)) - 2))
     return -(-n_good // magnitude) * magnitude
 

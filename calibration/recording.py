@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors import InputError
 from calibration.frame import Frame
@@ -53,7 +54,8 @@ class RecordingWriter:
 
     def append(self, frame: Frame) -> Path:
         """Store one frame and return its image file. Raises InputError if the disk refuses."""
-        if frame.pixels.dtype == np.float32:
+        pixels: NDArray[Any] = frame.pixels
+        if pixels.dtype == np.float32:
             raise InputError("a recording holds the sensor's own 8 or 16 bits, found float32: record before correction")
         self._count += 1
         name = f"{self._count:06d}.png"
@@ -67,7 +69,7 @@ class RecordingWriter:
             "facts": dict(frame.facts),
         }
         try:
-            (self._folder / name).write_bytes(encode_png(frame.pixels))  # type: ignore[arg-type]
+            (self._folder / name).write_bytes(encode_png(pixels))
             with (self._folder / INDEX).open("a", encoding="utf-8") as index:
                 index.write(json.dumps(line) + "\n")
         except OSError as error:

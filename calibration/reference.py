@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.alignment import Floats, Level, gradient
 from calibration.errors import CalibrationError, NotRegistered
 from calibration.frame import Pixels, gray, reflectance
+from calibration.pyramid import Floats, Level, gradient
 from calibration.registration import Reference, Registration, RegistrationSettings
 
 Attempt = Registration | NotRegistered
@@ -28,8 +28,21 @@ MARGIN_SIMILARITY = 0.1  # good parts must stay this far above the floor for reg
 REGISTERED_SHARE = 0.95
 SLIDING_FIRMNESS = 0.03  # a rail that leaves the field at both ends has 0.01, a ball screw 0.12
 ROUND_FIRMNESS = 0.03  # a plain ring has 0.01 to 0.02, one with six bolt holes 0.11
-WORTHWHILE_MOTION_PX = 1.0  # at JUDGE_SIDE_PX
-WORTHWHILE_VARIANCE = 0.6  # registration must leave less than this share of the variance near the contour
+STANDS_STILL = 0.7  # consistency of an edge over unaligned images above which it does not move
+
+
+@dataclass(frozen=True, slots=True)
+class _Worthwhile:
+    """What registration must achieve on the good images to be on."""
+
+    motion_px: float  # parts lie at least this far apart, at JUDGE_SIDE_PX
+    variance_left: float  # at most this share of the variance near the contour remains
+
+
+WORTHWHILE = _Worthwhile(motion_px=1.0, variance_left=0.45)
+WORTHWHILE_DESPITE_STILL_EDGES = _Worthwhile(motion_px=8.0, variance_left=0.3)
+"""Edges that stand still are taken for a fixture only on strong evidence: drawn parts in fixtures leave 1 to 5 %; 45 %
+remain where the still edges are the part's own outline (bottles) and only reflections move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +81,14 @@ def learn_reference(
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(pictures))[:MAX_LEARNED]
     chosen = [pictures[index] for index in order]
-    learned = _without_spin(pictures, chosen, _learned(pictures, chosen, settings, still=None))
+    learned = _without_spin(pictures, chosen, settings, None)
     if learned.trustworthy or len(chosen) < MIN_IMAGES:
         return learned
     still = _stack(chosen, [np.eye(3)] * len(chosen), learned.reference.image.shape).consistency
     if not 0.1 < _share_standing_still(chosen, still, settings) < 0.95:
         return learned
     try:
-        moving = _without_spin(pictures, chosen, _learned(pictures, chosen, settings, still=still))
+        moving = _without_spin(pictures, chosen, settings, still)
     except CalibrationError:
         return learned
     return moving if moving.trustworthy else learned
@@ -89,18 +102,20 @@ def _share_standing_still(chosen: list[Gray], still: Floats, settings: Registrat
         return 0.0
     columns, rows = _contour_pixels(alone)
     agreed = np.asarray(cv2.resize(still, chosen[0].shape[::-1]))
-    return float((agreed[rows, columns] > 0.7).mean())
+    return float((agreed[rows, columns] > STANDS_STILL).mean())
 
 
-def _without_spin(pictures: list[Gray], chosen: list[Gray], learned: LearnedReference) -> LearnedReference:
-    """Return the same product learned with its angle left alone, where turning a round part does not help.
+def _without_spin(
+    pictures: list[Gray], chosen: list[Gray], settings: RegistrationSettings, still: Floats | None
+) -> LearnedReference:
+    """Return what is learned, with the angle left alone where turning a round part does not help.
 
     Nothing but noise would set the angle of a plain disc, and every part would be turned for nothing.
     """
-    settings = learned.reference.settings
+    learned = _learned(pictures, chosen, settings, still)
     if learned.reference.firmness[1] > ROUND_FIRMNESS or settings.max_angle_deg <= 0 or len(chosen) < MIN_IMAGES:
         return learned
-    upright = _learned(pictures, chosen, replace(settings, max_angle_deg=0.0), still=None)
+    upright = _learned(pictures, chosen, replace(settings, max_angle_deg=0.0), still)
     turned_left, upright_left = (_variance_left(each.reference, _found(pictures, each)) for each in (learned, upright))
     return learned if turned_left < 0.9 * upright_left else upright
 
@@ -114,7 +129,6 @@ def _learned(
     pictures: list[Gray],
     chosen: list[Gray],
     settings: RegistrationSettings,
-    *,
     still: Floats | None,
 ) -> LearnedReference:
     reference = _first_reference(chosen, settings, still)
@@ -122,9 +136,13 @@ def _learned(
         fits = _good_fits(chosen, [_attempt(reference, picture) for picture in chosen])
         if len(fits) < min(2, len(chosen)):
             break
-        reference = _average(fits, reference)
+        try:
+            reference = _average(fits, reference, still)
+        except CalibrationError:  # nothing is common to the images: `_judgement` will say so
+            break
     reference, registrations = _with_limits(reference, pictures)
-    trustworthy, why = _judgement(reference, pictures, registrations)
+    wanted = WORTHWHILE if still is None else WORTHWHILE_DESPITE_STILL_EDGES
+    trustworthy, why = _judgement(reference, pictures, registrations, wanted)
     return LearnedReference(reference, registrations, trustworthy, why)
 
 
@@ -182,11 +200,11 @@ def _good_fits(pictures: list[Gray], attempts: list[Attempt]) -> list[tuple[Gray
     return [(picture, each) for picture, each in fits if each.similarity >= 0.6 * usual]
 
 
-def _average(fits: list[tuple[Gray, Registration]], old: Reference) -> Reference:
+def _average(fits: list[tuple[Gray, Registration]], old: Reference, still: Floats | None) -> Reference:
     """Return the reference averaged over the images, in the view of the one that lies most centrally."""
     view = fits[_most_central([each for _, each in fits], old)][1].image_from_reference
     matrices = [view @ each.reference_from_image for _, each in fits]
-    stack = _stack([picture for picture, _ in fits], matrices, old.image.shape)
+    stack = _stack([picture for picture, _ in fits], matrices, old.image.shape, still)
     return Reference(stack.mean, _as_weight(stack.consistency), old.settings, 0.0, np.inf)
 
 
@@ -200,16 +218,25 @@ def _most_central(registrations: list[Registration], reference: Reference) -> in
     return int(np.argmin(distance))
 
 
-def _stack(pictures: Sequence[Gray], matrices: Sequence[NDArray[np.float64]], shape: tuple[int, ...]) -> _Stack:
-    """Return mean and consistency of the pictures warped by matrices (reference px from image px) to shape."""
+def _stack(
+    pictures: Sequence[Gray],
+    matrices: Sequence[NDArray[np.float64]],
+    shape: tuple[int, ...],
+    still: Floats | None = None,
+) -> _Stack:
+    """Return mean and consistency of the pictures warped by matrices (reference px from image px) to shape.
+
+    still: (H, W) 0..1, edges of the unwarped pictures to leave out of the consistency.
+    """
     total, seen = np.zeros(shape, np.float32), np.full(shape, 1e-6, np.float32)
     direction = np.zeros(shape, np.complex64)
     for picture, matrix in zip(pictures, matrices, strict=True):
         level = _warped(picture.astype(np.float32), matrix, shape)
         inside = cv2.warpAffine(np.ones(picture.shape, np.float32), matrix[:2], shape[::-1]) > 0.99
+        counted = inside if still is None else inside & (_warped(still, matrix, shape) < STANDS_STILL)
         total += np.where(inside, level, 0)
         seen += inside
-        direction += np.where(inside, _unit_gradient(level), 0)
+        direction += np.where(counted, _unit_gradient(level), 0)
     known = seen >= 0.5 * len(pictures)
     mean = total / seen
     mean[~known] = mean[known].mean() if known.any() else 0
@@ -242,19 +269,20 @@ def _unit_gradient(level: Level) -> NDArray[np.complex64]:
 def _with_limits(reference: Reference, pictures: list[Gray]) -> tuple[Reference, tuple[Attempt, ...]]:
     """Return the reference with limits that its good parts keep with room to spare, and their registrations.
 
-    A defect may hide a fifth of the contour (of few images: three tenths, they are fewer and part of the reference).
+    A defect may hide a fifth of the contour; a flange turned by half its bolt pitch still shows three quarters.
     """
     fits = _good_fits(pictures, [_attempt(reference, picture) for picture in pictures])
     similarity = float(np.quantile([each.similarity for _, each in fits], 0.05)) if fits else 0.0
     residual = float(np.quantile([each.residual_px for _, each in fits], 0.95)) if fits else 0.0
-    share = 0.8 if len(fits) >= 10 else 0.7
-    min_similarity = float(np.clip(share * similarity, FLOOR_SIMILARITY, CEILING_SIMILARITY))
+    min_similarity = float(np.clip(0.8 * similarity, FLOOR_SIMILARITY, CEILING_SIMILARITY))
     max_residual_px = max(3 * residual, 0.75 * reference.level_factor)
     final = Reference(reference.image, reference.weight, reference.settings, min_similarity, max_residual_px)
     return final, tuple(_attempt(final, picture) for picture in pictures)
 
 
-def _judgement(reference: Reference, pictures: list[Gray], registrations: tuple[Attempt, ...]) -> tuple[bool, str]:
+def _judgement(
+    reference: Reference, pictures: list[Gray], registrations: tuple[Attempt, ...], wanted: _Worthwhile
+) -> tuple[bool, str]:
     """Return whether registration removes pose variation from these good images, and a sentence that says why."""
     found = [(p, each) for p, each in zip(pictures, registrations, strict=True) if isinstance(each, Registration)]
     if len(pictures) < MIN_IMAGES:
@@ -268,13 +296,13 @@ def _judgement(reference: Reference, pictures: list[Gray], registrations: tuple[
     if reference.firmness[0] < SLIDING_FIRMNESS:
         return False, "the contour is parallel edges only: the part slides along them, its place cannot be told"
     motion = _motion_px(reference, [each for _, each in found])
-    if motion < WORTHWHILE_MOTION_PX:
+    if motion < wanted.motion_px:
         return (
             False,
             f"the parts already lie within {motion:.1f} px (image scaled to {JUDGE_SIDE_PX} px) of one another",
         )
     left = _variance_left(reference, found[:MAX_LEARNED])
-    if left > WORTHWHILE_VARIANCE:
+    if left > wanted.variance_left:
         return (
             False,
             f"aligning leaves {left:.0%} of the variation near the contour: it does not make the images more alike",

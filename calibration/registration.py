@@ -10,31 +10,32 @@ from numpy.typing import NDArray
 
 from calibration.alignment import (
     Agreement,
-    Complexes,
     Contour,
-    Floats,
     Freedom,
-    Level,
+    Indices,
     Poses,
     Templates,
     agreement,
     contour,
-    gradient,
+    edge_points,
     refine,
     search,
     templates,
     texture,
 )
 from calibration.errors import CalibrationError, NotRegistered
-from calibration.frame import Pixels, gray, reflectance
+from calibration.frame import Pixels, reflectance
+from calibration.pyramid import Complexes, Floats, Level, fine_level, gradient, level_place, reduced
 
 FINE_SIDE_PX = 512  # the last refinement runs on a picture of at most this many pixels per side
 COARSE_SIDE_PX = 80  # the search runs on about this many, more where the part is small in the frame
 COARSE_PART_PX = 36  # a part smaller than this shows no shape
 COARSE_WIDTH_PX = 6  # nor does one narrower than this
-FINE_POINTS, MID_POINTS, COARSE_POINTS = 1000, 320, 1500
-SEARCH_CANDIDATES, POLAR_CANDIDATES, FINE_CANDIDATES = 6, 6, 2
-MID_ITERATIONS, TURN_ITERATIONS, FINE_ITERATIONS = 5, 2, 4
+FINE_POINTS, MID_POINTS, TEXTURE_POINTS = 1000, 320, 1500
+SEARCH_CANDIDATES, POLAR_CANDIDATES, FINE_CANDIDATES = 6, 30, 2
+MID_ITERATIONS, TURN_ITERATIONS, FINE_ITERATIONS, LAST_ITERATIONS = 5, 3, 2, 5
+LEAST_TURN, LOOKS_ALIKE = 0.4, 0.6  # turned by this (a chord), a part this similar to itself is round
+SAME_TURN = 0.03  # rad, as a chord: candidates nearer than this become one by refinement
 CLOSE_RANK = 0.05  # candidates this much worse than the best are not refined further
 MIN_CONTOUR_POINTS = 40
 BLANK_SHARE = 0.1  # a frame whose edges are weaker than this share of the reference's shows no part
@@ -134,32 +135,40 @@ class Reference:
         self._prepare()
 
     def _prepare(self) -> None:
+        self._freedom = Freedom(angle=self.settings.max_angle_deg > 0, scale=self.settings.max_scale_change > 0)
         factor = -(-max(self.image.shape) // FINE_SIDE_PX)
-        fine = _fine_level(self.image, 8, factor)
-        weight = _reduced(reflectance(self.weight, 8), factor)
-        outline = contour(fine, weight, 0j, FINE_POINTS)
-        if outline.offset.size < MIN_CONTOUR_POINTS:
-            raise CalibrationError(
-                f"{outline.offset.size} contour points in the reference, need {MIN_CONTOUR_POINTS}: "
-                "light the part so that its outline shows, or turn registration off"
-            )
-        centre = complex(_middle(outline.offset.real), _middle(outline.offset.imag))
-        radius = float(np.quantile(np.abs(outline.offset - centre), 0.98))
-        halving = 2 if min(fine.shape) >= 2 * COARSE_SIDE_PX and radius >= COARSE_PART_PX else 1
-        smallest = min(2 * radius / COARSE_PART_PX, outline.width_px / COARSE_WIDTH_PX)
-        coarsening = max(1, int(min(max(fine.shape) / COARSE_SIDE_PX, smallest)))
-        mid, coarse = _reduced(fine, halving), _reduced(fine, coarsening)
-        self._fine = _Stage(factor, contour(fine, weight, centre, FINE_POINTS))
-        self._mid = _Stage(factor * halving, contour(mid, _reduced(weight, halving), _at(centre, halving), MID_POINTS))
-        self._coarse_factor = factor * coarsening
+        fine, weight = fine_level(self.image, 8, factor), reduced(reflectance(self.weight, 8), factor)
+        centre = _centre(*edge_points(fine, weight, FINE_POINTS))
         self._home = (centre + (0.5 + 0.5j)) * factor - (0.5 + 0.5j)
-        self._texture = texture(
-            mid, _at(centre, halving), _hull(mid, self._mid.shape, _at(centre, halving)), radius / halving, 1500
-        )
+        self._fine = _Stage(factor, contour(fine, weight, centre, FINE_POINTS))
+        halving, coarsening = _level_factors(fine, self._fine.shape)
+        mid, coarse = reduced(fine, halving), reduced(fine, coarsening)
+        middle = level_place(centre, halving)
+        self._mid = _Stage(factor * halving, contour(mid, reduced(weight, halving), middle, MID_POINTS))
+        self._coarse_factor = factor * coarsening
         self._coarse_shape = replace(self._fine.shape, offset=self._fine.shape.offset / coarsening)
-        self._edge_strength = float(np.quantile(np.hypot(*gradient(coarse)), 0.99))
+        self._edge_strength = _edge_strength(coarse)
         self._templates: dict[tuple[int, int], Templates] = {}
-        self._templates_for(coarse)
+        self._axis = self._find_axis(coarse, mid)
+        hull = _hull(mid, self._mid.shape, middle)
+        self._texture = texture(mid, middle, middle + (self._axis or 0), hull, TEXTURE_POINTS)
+
+    def _find_axis(self, coarse: Level, mid: Level) -> complex | None:
+        """Return what the part can be turned about and look alike, in mid px from its centre; None if nothing.
+
+        The reference is looked for in its own picture, turned: a ring, a gear, a nut is found, and the fixed point of
+        that motion is the axis.
+        """
+        poses = self._candidates(coarse, least_turn=LEAST_TURN)
+        if poses.turn.size == 0:
+            return None
+        poses, _ = refine(mid, poses, self._mid.shape, MID_ITERATIONS, self._freedom)
+        similarity = agreement(mid, poses, self._mid.shape).similarity
+        best = int(np.argmax(similarity))
+        turn = complex(poses.turn[best])
+        if similarity[best] < LOOKS_ALIKE or abs(1 - turn) < LEAST_TURN / 2:
+            return None
+        return (complex(poses.position[best]) - level_place(self._home, self._mid.factor)) / (1 - turn)
 
     @property
     def centre_px(self) -> tuple[float, float]:
@@ -218,34 +227,41 @@ class Reference:
 
         Raises NotRegistered with cause blank, wrong_part, out_of_view or poor_fit.
         """
-        fine = _fine_level(pixels, bit_depth, self._fine.factor)
-        mid = _reduced(fine, self._mid.factor // self._fine.factor)
-        coarse = _reduced(fine, self._coarse_factor // self._fine.factor)
+        if min(pixels.shape[:2]) < 4 * self._coarse_factor:
+            raise NotRegistered(
+                f"frame of {pixels.shape[1]} x {pixels.shape[0]} px cannot hold the part: check the camera's region",
+                cause="out_of_view",
+            )
+        fine = fine_level(pixels, bit_depth, self._fine.factor)
+        mid = reduced(fine, self._mid.factor // self._fine.factor)
+        coarse = reduced(fine, self._coarse_factor // self._fine.factor)
         self._refuse_blank(coarse)
-        freedom = Freedom(angle=self.settings.max_angle_deg > 0, scale=self.settings.max_scale_change > 0)
-        poses, _ = refine(mid, self._candidates(coarse), self._mid.shape, MID_ITERATIONS, freedom)
-        poses = self._with_other_angles(mid, poses, freedom)
+        poses, _ = refine(mid, self._candidates(coarse), self._mid.shape, MID_ITERATIONS, self._freedom)
+        poses = self._with_other_angles(mid, poses)
         rank = self._rank(mid, poses, agreement(mid, poses, self._mid.shape))
         close = np.where(rank > rank.max() - CLOSE_RANK, rank, -np.inf)
         poses = poses[_distinct(poses, close, FINE_CANDIDATES)].at_scale(self._mid.factor / self._fine.factor)
-        poses, shift = refine(fine, poses, self._fine.shape, FINE_ITERATIONS, freedom)
-        fit = agreement(fine, poses, self._fine.shape)
-        best = int(np.argmax(self._rank(mid, poses.at_scale(self._fine.factor / self._mid.factor), fit)))
-        residual = _median_size(shift[:, best]) * self._fine.factor
+        poses, _ = refine(fine, poses, self._fine.shape, FINE_ITERATIONS, self._freedom)
+        rank = self._rank(mid, poses.at_scale(self._fine.factor / self._mid.factor), self._fit(fine, poses))
+        pose, shift = refine(fine, poses[_distinct(poses, rank, 1)], self._fine.shape, LAST_ITERATIONS, self._freedom)
+        fit = self._fit(fine, pose)
         found = Registration(
-            self._matrix(complex(poses.turn[best]), complex(poses.position[best])),
-            residual,
-            float(np.clip(fit.similarity[best], 0, 1)),
+            self._matrix(complex(pose.turn[0]), complex(pose.position[0])),
+            _median_size(shift[:, 0]) * self._fine.factor,
+            float(np.clip(fit.similarity[0], 0, 1)),
             self.centre_px,
         )
-        self._judge(found, float(fit.in_view[best]))
+        self._judge(found, float(fit.in_view[0]))
         return found
+
+    def _fit(self, fine: Level, poses: Poses) -> Agreement:
+        return agreement(fine, poses, self._fine.shape)
 
     def _rank(self, mid: Level, poses: Poses, fit: Agreement) -> Floats:
         return np.asarray(fit.similarity * np.minimum(1, fit.in_view) + self._texture.correlation(mid, poses))
 
     def _refuse_blank(self, coarse: Level) -> None:
-        strength = float(np.quantile(np.hypot(*gradient(coarse)), 0.99))
+        strength = _edge_strength(coarse)
         if not strength >= BLANK_SHARE * self._edge_strength:
             raise NotRegistered(
                 f"edges {strength:.2f} gray levels / px strong, need {BLANK_SHARE * self._edge_strength:.2f}: "
@@ -253,28 +269,32 @@ class Reference:
                 cause="blank",
             )
 
-    def _candidates(self, coarse: Level) -> Poses:
-        """Return the best poses of the coarse search, in mid px."""
-        home = _at(self._home, self._coarse_factor)
+    def _candidates(self, coarse: Level, least_turn: float = 0.0) -> Poses:
+        """Return the best poses of the coarse search, turned by more than least_turn (a chord), in mid px."""
+        home = level_place(self._home, self._coarse_factor)
         allowed = self.settings.max_shift_px
         reach = np.inf if allowed is None else allowed / self._coarse_factor + 1
         score, poses = search(coarse, self._templates_for(coarse), reach, home)
+        score = np.where(np.abs(poses.turn - 1) >= least_turn, score, -np.inf)
         return poses[_distinct(poses, score, SEARCH_CANDIDATES)].at_scale(self._coarse_factor / self._mid.factor)
 
-    def _with_other_angles(self, mid: Level, poses: Poses, freedom: Freedom) -> Poses:
-        """Return the poses, and the best turns on the spot where the best of them lies.
+    def _with_other_angles(self, mid: Level, poses: Poses) -> Poses:
+        """Return the poses, and the likely turns of the best of them about the part's axis.
 
-        The search cannot tell apart the angles of a round part, or of a gear but for its keyway: once the centre is
-        known, a polar correlation of the gray values can.
+        The coarse search cannot tell apart the angles of a round part, or of a gear but for its keyway: a polar
+        correlation of the gray values about the axis can.
         """
-        if not freedom.angle:
+        if self._axis is None:
             return poses
         best = int(np.argmax(self._rank(mid, poses, agreement(mid, poses, self._mid.shape))))
-        largest = np.radians(self.settings.max_angle_deg)
-        angle = self._texture.angles(mid, complex(poses.position[best]), POLAR_CANDIDATES, largest)
-        turned = Poses(np.abs(poses.turn[best]) * np.exp(1j * angle), np.full(angle.size, poses.position[best]))
-        turned, _ = refine(mid, turned, self._mid.shape, TURN_ITERATIONS, freedom)
-        return Poses(np.concatenate([poses.turn, turned.turn]), np.concatenate([poses.position, turned.position]))
+        axis = complex(poses.position[best] + poses.turn[best] * self._axis)
+        angle = self._texture.angles(mid, axis, POLAR_CANDIDATES, np.radians(self.settings.max_angle_deg))
+        turn = np.abs(poses.turn[best]) * np.exp(1j * angle)
+        turn = turn[[np.abs(each - poses.turn).min() > SAME_TURN for each in turn]]
+        if turn.size == 0:
+            return poses
+        turned, _ = refine(mid, Poses(turn, axis - turn * self._axis), self._mid.shape, TURN_ITERATIONS, self._freedom)
+        return Poses.joined(poses, turned)
 
     def _matrix(self, turn: complex, position: complex) -> NDArray[np.float64]:
         """Return reference_from_image in image px for a pose in fine px."""
@@ -331,31 +351,26 @@ def _median_size(shift: Floats) -> float:
     return float(np.median(seen)) if seen.size else float("inf")
 
 
-def _middle(values: Floats) -> float:
-    low, high = np.quantile(values, [0.02, 0.98])
-    return float((low + high) / 2)
+def _centre(rows: Indices, columns: Indices) -> complex:
+    """Return the middle of the contour, strays left out."""
+    if rows.size < MIN_CONTOUR_POINTS:
+        raise CalibrationError(
+            f"{rows.size} contour points in the reference, need {MIN_CONTOUR_POINTS}: "
+            "light the part so that its outline shows, or turn registration off"
+        )
+    return complex(*(float(np.quantile(each, [0.02, 0.98]).mean()) for each in (columns, rows)))
 
 
-def _at(place: complex, factor: int) -> complex:
-    """Return a place in the pixels of a level reduced by factor."""
-    return (place + (0.5 + 0.5j)) / factor - (0.5 + 0.5j)
+def _level_factors(fine: Level, shape: Contour) -> tuple[int, int]:
+    """Return how much smaller than the fine level the middle and the coarse one are."""
+    radius = float(np.quantile(np.abs(shape.offset), 0.98))
+    halving = 2 if min(fine.shape) >= 2 * COARSE_SIDE_PX and radius >= COARSE_PART_PX else 1
+    smallest = min(2 * radius / COARSE_PART_PX, shape.width_px / COARSE_WIDTH_PX)
+    return halving, max(1, int(min(max(fine.shape) / COARSE_SIDE_PX, smallest)))
 
 
-def _reduced(level: Pixels, factor: int) -> Level:
-    """Return block means of factor x factor pixels as float32, without incomplete blocks at the right and bottom."""
-    if factor == 1:
-        return np.asarray(level, np.float32)
-    height, width = level.shape[0] // factor, level.shape[1] // factor
-    whole = level[: height * factor, : width * factor]
-    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _fine_level(pixels: Pixels, bit_depth: int, factor: int) -> Level:
-    """Return the frame as gray float32 0..255, reduced by factor and lightly smoothed."""
-    level = _reduced(gray(pixels), factor)
-    full_scale = 1.0 if pixels.dtype == np.float32 else float(2**bit_depth - 1)
-    level = level * np.float32(255 / full_scale)
-    return np.asarray(cv2.GaussianBlur(level, (5, 5), 1.0, borderType=cv2.BORDER_REPLICATE))
+def _edge_strength(coarse: Level) -> float:
+    return float(np.quantile(np.hypot(*gradient(coarse)), 0.99))
 
 
 def _distinct(poses: Poses, rank: Floats, count: int) -> NDArray[np.intp]:

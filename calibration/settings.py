@@ -12,6 +12,7 @@ import yaml
 from calibration.errors import SettingsError
 
 REQUIRED: Any = object()
+MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -20,9 +21,9 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
-            if key_node.tag == "tag:yaml.org,2002:merge" or key is None:
-                continue  # the safe loader's own business
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == MERGE_TAG:
+                continue  # the safe loader refuses the one and merges the other
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise SettingsError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice: keep one")
             seen.add(key)

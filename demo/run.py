@@ -46,17 +46,24 @@ def main() -> int:
     run("taktsight-agent", "capture", OUT / "learn.yaml", OUT / "good", "--count", GOOD_PARTS)
     headline("2. The trainer learns what a good part looks like")
     recipe = OUT / "flange.recipe"
-    run("taktsight-trainer", "fit", OUT / "good", "--recipe", recipe, "--product", "flange")
+    run("taktsight-trainer", "fit", OUT / "good", "--recipe", recipe, "--product", "flange", "--size", 512)
     headline(f"3. The agent inspects {PARTS} parts at 2 Hz; verdicts come over MQTT")
     station_file, port = OUT / "line.yaml", free_port()
     station_file.write_text((HERE / "line.yaml").read_text().replace("port: 1883", f"port: {port}"))
-    with broker(port), agent(station_file) as log_file:
-        settings = MqttSettings(topic="acme/plant1/assembly/line1/cell1", port=port, protocol=3)
-        verdicts = watch(settings, count=PARTS, timeout_s=WATCH_TIMEOUT_S, console=console)
+    settings = MqttSettings(topic="acme/plant1/assembly/line1/cell1", port=port, protocol=3)
+    with broker(port), Agent(station_file) as agent:
+        verdicts = watch(
+            settings,
+            count=PARTS,
+            timeout_s=WATCH_TIMEOUT_S,
+            console=console,
+            on_subscribed=agent.start,
+            give_up=agent.failed,
+        )
     headline("4. What came out")
     show_confusion(verdicts, station_file)
     show_latency(verdicts)
-    say(f"agent's own summary: {shown(log_file)}")
+    say(f"agent's own summary: {shown(agent.log_file)}")
     say(f"trainer's report:    {shown(recipe)}.html")
     say(f"shift report:        {shown(OUT / 'archive' / 'report.html')}")
     say(f"done in {time.monotonic() - started_s:.0f} s")
@@ -98,24 +105,41 @@ def broker(port: int) -> Iterator[None]:
         process.wait(timeout=10)
 
 
-@contextmanager
-def agent(station_file: Path) -> Iterator[Path]:
-    """Run the agent beside us, as a service would; its own summary goes to a file."""
-    log_file = OUT / "agent.log"
-    say(f"$ taktsight-agent run {shown(station_file)} --count {PARTS}")
-    with log_file.open("w") as log:
-        process = subprocess.Popen(
-            [str(BIN / "taktsight-agent"), "run", str(station_file), "--count", str(PARTS)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+class Agent:
+    """The agent as a process beside us, as systemd would run it; its own summary goes to a file."""
+
+    def __init__(self, station_file: Path) -> None:
+        self.log_file = OUT / "agent.log"
+        self._command = ["taktsight-agent", "run", str(station_file), "--count", str(PARTS)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def start(self) -> None:
+        """Start inspecting."""
+        say("$ " + " ".join(shown(word) for word in self._command))
+        with self.log_file.open("w") as log:
+            self._process = subprocess.Popen(
+                [str(BIN / self._command[0]), *self._command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def failed(self) -> bool:
+        """Return True if the process ended with an error."""
+        return self._process is not None and self._process.poll() not in (None, 0)
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
         try:
-            yield log_file
-            process.wait(timeout=30)
-        finally:
-            if process.poll() is None:
-                process.kill()
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        if self.failed():
+            say(self.log_file.read_text())
 
 
 def show_confusion(verdicts: list[dict[str, Any]], station_file: Path) -> None:

@@ -78,9 +78,7 @@ def tiny_graph(view: View, level: float = LEVEL) -> bytes:
         helper.make_node("Sub", ["image", "level"], ["difference"]),
         helper.make_node("Abs", ["difference"], ["distance"]),
         helper.make_node("ReduceMean", ["distance"], ["gray"], axes=[1], keepdims=1),
-        helper.make_node(
-            "AveragePool", ["gray"], ["anomaly_map"], kernel_shape=[BLOCK, BLOCK], strides=[BLOCK, BLOCK]
-        ),
+        helper.make_node("AveragePool", ["gray"], ["anomaly_map"], kernel_shape=[BLOCK, BLOCK], strides=[BLOCK, BLOCK]),
         helper.make_node("ReduceMean", ["anomaly_map"], ["score"], axes=[1, 2, 3], keepdims=0),
     ]
     graph = helper.make_graph(

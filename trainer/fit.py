@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.errors import InputError, NotRegistered
+from calibration.errors import CalibrationError, InputError, NotRegistered
 from calibration.images import read_image
 from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
 from calibration.recipe import Recipe, SelfTest
@@ -180,9 +180,14 @@ def _reference(
         return None, "off: the images differ in size"
     sample = _chosen(items, REFERENCE_IMAGES)
     loaded = [pictures(item) for item in sample]
-    learnt = learn_reference(
-        [pixels for pixels, _ in loaded], loaded[0][1], request.registration_settings, seed=request.options.seed
-    )
+    try:
+        learnt = learn_reference(
+            [pixels for pixels, _ in loaded], loaded[0][1], request.registration_settings, seed=request.options.seed
+        )
+    except CalibrationError as error:
+        if request.registration == "on":
+            raise
+        return None, f"off: {error}"
     if request.registration == "on":
         return learnt.reference, "on, as asked"
     if not learnt.trustworthy:

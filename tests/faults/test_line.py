@@ -132,7 +132,7 @@ def test_an_inspection_slower_than_the_takt_never_passes_a_part() -> None:
 
 def test_frames_that_find_the_queue_full_are_no_verdict() -> None:
     verdicts, _, _ = run(
-        ScriptedCamera({trigger: 1.0 for trigger in range(1, 9)}),
+        ScriptedCamera(dict.fromkeys(range(1, 9), 1.0)),
         before=lambda frame: time.sleep(0.05),
         takt_ms=10.0,
         deadline_ms=10_000.0,

@@ -96,7 +96,7 @@ def test_a_file_cut_at_any_length_is_refused(suffix, capfd):
 @pytest.mark.parametrize("suffix", [".bmp", ".tif", ".pgm"])
 def test_a_cut_file_without_an_end_mark_is_refused_too(suffix):
     data = cv2.imencode(suffix, noise((40, 60)))[1].tobytes()
-    with pytest.raises(InputError, match="not a readable image .* copy it again or remove it"):
+    with pytest.raises(InputError, match=r"not a readable image .* copy it again or remove it"):
         decode_image(data[: len(data) // 2], "x")
 
 

@@ -36,7 +36,9 @@ def gray_frame(level: int = round(LEVEL * 255)) -> Frame:
 
 
 def inspect(recipe: Recipe, pixels: np.ndarray, engine: Engine | None = None, **facts: object) -> Verdict:
-    return Pipeline(recipe, engine or open_engine(recipe, EngineSettings("onnxruntime"))).inspect(frame(pixels, **facts))
+    return Pipeline(recipe, engine or open_engine(recipe, EngineSettings("onnxruntime"))).inspect(
+        frame(pixels, **facts)
+    )
 
 
 def test_a_good_part_passes_and_a_bad_one_is_rejected_by_its_score() -> None:

@@ -113,16 +113,13 @@ def test_noise_is_averaged_along_both_sides_of_a_long_part(angle_deg):
     assert found.std() == pytest.approx(0.1 / np.sqrt(16 * 2), rel=0.1)
 
 
-@pytest.mark.parametrize("border", [(0, 0), (1, 2), (2, 1)])
-def test_the_last_columns_and_rows_count_where_blocks_do_not_fit(border):
-    height, width = 96 + border[0], 96 + border[1]
-    image = np.zeros((height, width), np.uint8)
-    image[-4:, -4:] = 200
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (97, 98), (98, 97)])
+def test_a_gradient_reaches_the_last_row_and_column_where_blocks_of_pixels_do_not_fit(height, width):
     view = View(32, 32, colour=False, reference_size=(height, width))
     unmoved = Registration(np.eye(3), residual_px=0.0, similarity=1.0)
-    found = to_batch(image, 8, view, unmoved)[0, 0]
-    np.testing.assert_allclose(found, to_batch(image, 8, view, None)[0, 0], atol=0.1)
-    assert found[-1, -1] == pytest.approx(200 / 255, abs=0.01)
+    found = to_batch(ramp(height, width, 0.003, -0.002), 8, view, unmoved)[0, 0]
+    x, y = places(view, np.eye(3))
+    np.testing.assert_allclose(found, 0.5 + 0.003 * (x - width / 2) - 0.002 * (y - height / 2), atol=0.003)
 
 
 def test_noise_is_averaged_when_a_registered_part_shrinks():
@@ -185,7 +182,9 @@ def test_frames_may_differ_in_size_where_the_training_images_did():
 
 def test_a_frame_too_small_for_the_region_of_interest_is_a_bad_frame():
     view = View(8, 8, False, reference_size=(48, 64), fixed_size=False, region=Rectangle(40, 8, 16, 16))
-    with pytest.raises(BadFrame, match=r"the frame is 50x40 px, the region of interest reaches to 56x24: deliver frames"):
+    with pytest.raises(
+        BadFrame, match=r"the frame is 50x40 px, the region of interest reaches to 56x24: deliver frames"
+    ):
         prepare(np.zeros((40, 50), np.uint8), 8, view, None)
 
 
@@ -225,6 +224,16 @@ def test_a_mask_in_reference_pixels_needs_no_registration():
     mask[40:60, 50:80] = 1
     wanted = np.zeros((32, 32), bool)
     wanted[4:14, 9:24] = True
+    np.testing.assert_array_equal(in_view(mask, view, None), wanted)
+
+
+def test_a_place_is_masked_where_the_mask_covers_at_least_half_of_it():
+    view = View(16, 16, colour=False, reference_size=(64, 64))  # a place is 4 x 4 px
+    mask = np.zeros((64, 64), np.uint8)
+    mask[41:61, 18:37] = 1  # 3/4 of the first and 1/4 of the last row, 2/4 of the first and 1/4 of the last column
+    wanted = np.zeros((16, 16), bool)
+    wanted[11:15, 5:9] = True
+    wanted[10, 5:9] = wanted[11:15, 4] = True
     np.testing.assert_array_equal(in_view(mask, view, None), wanted)
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -35,6 +35,7 @@ def test_the_threshold_is_the_score_of_the_rank_found_by_counting(rate):
             assert reject_threshold(scores, float(rate)) == sorted(scores)[rank - 1]
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(1, 3000), st.integers(2, 3000))
 def test_the_parts_needed_are_the_fewest_that_are_accepted(n_good, one_in):
     enough = rank_by_hand(n_good, Fraction(1, one_in)) <= n_good
@@ -86,6 +87,7 @@ def test_too_few_parts_are_refused_with_the_number_missing():
         reject_threshold(np.zeros(80), 0.01)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(1, 200_000))
 def test_the_rate_that_a_refusal_offers_is_accepted(n_good):
     with pytest.raises(CalibrationError) as caught:

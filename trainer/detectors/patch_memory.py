@@ -6,7 +6,7 @@ differences that were measured (docs/detectors.md):
 * features at strides 8 and 16, each channel brought to mean 0 and deviation 1 over the good patches;
 * each place of the map is standardised by the mean and deviation that held-out good parts have there, because edges
   and highlights vary more than plain surfaces, and border cells differ from inner ones by their padding;
-* the score is the mean of the top 1 % of the smoothed map: steadier than its maximum.
+* the score is the mean of the highest 0.3 % of the smoothed map: steadier than its maximum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.learning import Learned, Material, Options, Progress, at_map_size, 
 
 STAGES = (2, 4)  # of Lite0: 40 channels at stride 8, 112 at stride 16
 STRIDE = 8
-TOP_SHARE = 0.01  # of the map's cells, for the score
+TOP_SHARE = 0.003  # of the map's cells, for the score: 3 of 32 x 32
 FLOOR = 0.3  # share of the mean deviation added to every place's own
 CANDIDATES = 30_000  # patches that the coreset is chosen from
 SKETCH = 64  # dimensions of the random projection that the coreset is chosen in
@@ -188,7 +188,7 @@ def _shared(maps: Tensor) -> Tensor:
 
 
 def _top_count(keep: Tensor) -> int:
-    """Return how many cells are 1 % of the kept ones, at least one."""
+    """Return how many cells make the score: 0.3 % of the kept ones, at least one."""
     return max(1, round(TOP_SHARE * float(keep.sum())))
 
 

@@ -1,0 +1,197 @@
+"""From drawn good parts to a recipe, and everything that must be refused on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from calibration.errors import InputError
+from calibration.preprocess import Rectangle
+from calibration.recipe import read_recipe, write_recipe
+from trainer.data import Pictures, read_dataset
+from trainer.errors import TrainingError
+from trainer.evaluate import held_out_images, scored_images
+from trainer.fit import FitRequest, FitResult, fit, fitted_thresholds
+from trainer.learning import Learned, Options
+
+SIDE = 64
+OPTIONS = Options(memory_entries=60, epochs=2, latent=8)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def draw(folder: Path, count: int, seed: int = 0, *, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
+    """Write `count` pictures of a gray disc with noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number}.png"), part(generator, size))
+    return folder
+
+
+def part(generator: np.random.Generator, size: tuple[int, int] = (SIDE, SIDE)) -> NDArray[np.uint8]:
+    picture = np.full(size, 60.0)
+    cv2.circle(picture, (size[1] // 2, size[0] // 2), 24, 170.0, -1)
+    return np.clip(picture + generator.normal(0, 4, size), 0, 255).astype(np.uint8)
+
+
+def request(tmp_path: Path, **changes: object) -> FitRequest:
+    base = FitRequest(tmp_path / "part.recipe", height=SIDE, width=SIDE, registration="off", options=OPTIONS)
+    return dataclasses.replace(base, **changes)
+
+
+def learnt(tmp_path: Path, count: int = 20, **changes: object) -> FitResult:
+    folder = draw(tmp_path / "good", count)
+    return fit(read_dataset(folder), request(tmp_path, **changes), silent)
+
+
+def test_good_parts_pass_and_a_hole_is_rejected_through_the_exported_graph(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    draw(root / "train" / "good", 20)
+    draw(root / "test" / "good", 4, seed=1)
+    hole = part(np.random.default_rng(2))
+    hole[20:34, 20:34] = 0
+    (root / "test" / "hole").mkdir()
+    cv2.imwrite(str(root / "test" / "hole" / "0.png"), hole)
+    dataset = read_dataset(root)
+    result = fit(dataset, request(tmp_path), silent)
+    images = scored_images(result.recipe, dataset.test, Pictures(dataset.photometric), silent)
+    threshold = result.recipe.thresholds.score
+    scores = {image.name: image.score for image in images}
+    assert scores["test/hole/0.png"] > threshold
+    assert sum(score > threshold for name, score in scores.items() if "good" in name) <= 1
+
+
+@pytest.mark.parametrize("detector", ["patch_memory", "vae+residual"])
+def test_the_same_seed_and_data_give_the_same_digest(tmp_path: Path, detector: str) -> None:
+    digests = []
+    for attempt in range(2):
+        torch.manual_seed(attempt)  # what happened before must not matter
+        result = learnt(tmp_path / str(attempt), count=8, detector=detector)
+        digests.append(write_recipe(tmp_path / f"{attempt}.recipe", result.recipe))
+    assert digests[0] == digests[1]
+
+
+def test_another_seed_gives_another_digest(tmp_path: Path, twenty_parts: FitResult) -> None:
+    other = learnt(tmp_path, options=dataclasses.replace(OPTIONS, seed=1))
+    first = write_recipe(tmp_path / "a.recipe", twenty_parts.recipe)
+    assert write_recipe(tmp_path / "b.recipe", other.recipe) != first
+
+
+@pytest.fixture(scope="module")
+def twenty_parts(tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    return learnt(tmp_path_factory.mktemp("twenty"))
+
+
+def test_a_written_recipe_comes_back_the_same(tmp_path: Path, twenty_parts: FitResult) -> None:
+    result = twenty_parts
+    digest = write_recipe(tmp_path / "part.recipe", result.recipe)
+    loaded = read_recipe(tmp_path / "part.recipe")
+    assert loaded.digest == digest
+    assert loaded.graph == result.recipe.graph
+    assert loaded.view == result.recipe.view
+    assert loaded.thresholds == result.recipe.thresholds
+
+
+def test_every_good_image_is_scored_by_a_model_that_never_saw_it(twenty_parts: FitResult) -> None:
+    result = twenty_parts
+    assert sorted(item.name for item in result.good_items) == sorted(f"{number}.png" for number in range(20))
+    assert len(held_out_images(result)) == 20
+
+
+def test_too_few_good_parts_for_the_rate_set_the_nearest_rate_and_say_so(twenty_parts: FitResult) -> None:
+    result = twenty_parts
+    assert result.recipe.thresholds.false_reject_rate == pytest.approx(1 / 21)
+    assert any("needs 79 more" in note for note in result.notes)
+
+
+def test_the_threshold_is_the_conformal_rank_of_the_held_out_scores() -> None:
+    scores = np.arange(1.0, 100.0)
+    learned = Learned(torch.nn.Identity(), np.arange(99), scores, scores * 2, np.zeros((99, 1, 1), np.float32))
+    thresholds, notes = fitted_thresholds(learned, 0.05)
+    assert (thresholds.score, thresholds.map) == (95.0, 190.0)
+    assert notes == []
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_too_few_good_images_are_refused(tmp_path: Path, count: int) -> None:
+    with pytest.raises(TrainingError, match=rf"{count} good images? found, need at least 5"):
+        learnt(tmp_path, count=count)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="multiples of 32"):
+        learnt(tmp_path, height=100)
+
+
+def test_a_region_outside_the_view_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="inside the reference view of 64x64"):
+        learnt(tmp_path, region=Rectangle(40, 0, 32, 32))
+
+
+def test_an_ignore_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((32, 32), np.uint8))
+    with pytest.raises(InputError, match="the ignore mask is 32x32 px, the reference view 64x64"):
+        learnt(tmp_path, ignore=tmp_path / "mask.png")
+
+
+def test_an_ignore_mask_that_covers_all_is_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "mask.png"), np.full((SIDE, SIDE), 255, np.uint8))
+    with pytest.raises(TrainingError, match="leave nothing to look at"):
+        learnt(tmp_path, ignore=tmp_path / "mask.png")
+
+
+def test_images_of_several_sizes_are_used_with_a_note(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "good", 10)
+    cv2.imwrite(str(folder / "wide.png"), part(np.random.default_rng(3), (SIDE, 96)))
+    result = fit(read_dataset(folder), request(tmp_path), silent)
+    assert any("2 sizes, from 64x64 to 96x64" in note for note in result.notes)
+    assert not result.recipe.view.fixed_size
+
+
+def test_a_truncated_image_stops_the_training_and_is_named(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "good", 8)
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"3\.png: the image is cut off"):
+        fit(read_dataset(folder), request(tmp_path), silent)
+
+
+def test_an_interrupted_training_goes_on_where_it_stood_with_the_same_result(tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, epochs=4)
+    whole = learnt(tmp_path / "a", detector="vae", options=options)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("vae") and done == 2:
+            raise Interrupted
+
+    folder = draw(tmp_path / "b" / "good", 20)
+    wanted = request(tmp_path / "b", detector="vae", options=options)
+    with pytest.raises(Interrupted):
+        fit(read_dataset(folder), wanted, interrupt)
+    resumed = fit(read_dataset(folder), dataclasses.replace(wanted, resume=True), silent)
+    assert resumed.recipe.graph == whole.recipe.graph
+    assert not (tmp_path / "b" / "part.recipe.checkpoint").exists()
+
+
+def test_parts_photographed_twice_never_stand_on_both_sides(tmp_path: Path) -> None:
+    folder = tmp_path / "good"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        for view in "ab":
+            cv2.imwrite(str(folder / f"part{number}_{view}.png"), part(generator))
+    dataset = read_dataset(folder, part_pattern=r"part\d+")
+    result = fit(dataset, request(tmp_path), silent)
+    assert result.recipe.training["folds"] == 5

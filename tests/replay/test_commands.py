@@ -1,0 +1,253 @@
+"""The commands as a user types them: what they print, what they leave behind, how they exit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from recipes import LEVEL, SIDE, write_tiny_recipe
+
+from calibration.preprocess import View
+from calibration.recipe import read_recipe
+from calibration.scores import read_scores
+
+STATION = """
+station: test-cell
+recipe: tiny.recipe
+takt_ms: {takt_ms}
+camera: {{kind: simulated, width_px: 64, height_px: 64, seed: 1, lost: [2]}}
+engine: {{kind: onnxruntime, threads: 1}}
+archive: {{folder: archive, pictures: all}}
+"""
+
+
+def call(package: str, *arguments: object, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", package, *(str(argument) for argument in arguments)]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def picture(level: float, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 2, (SIDE, SIDE))
+    return np.clip(level * 255 + noise, 0, 255).astype(np.uint8)
+
+
+def images(folder: Path, count: int, level: float = LEVEL) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number:03d}.png"), picture(level, number))
+    return folder
+
+
+def station(tmp_path: Path, extra: str = "", takt_ms: int = 60) -> Path:
+    view = View(SIDE, SIDE, colour=False, reference_size=(64, 64))
+    write_tiny_recipe(tmp_path / "tiny.recipe", view=view)
+    path = tmp_path / "station.yaml"
+    path.write_text(STATION.format(takt_ms=takt_ms) + extra)
+    return path
+
+
+def archived(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "archive" / "verdicts.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("package", ["agent", "calibration"])
+def test_every_command_has_help_with_an_example(package: str) -> None:
+    overview = call(package, "--help")
+    assert overview.returncode == 0
+    listed = overview.stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    names = [line.split()[0] for line in listed.splitlines() if line[:2] == "  " and line[2] != " "]
+    assert len(names) >= 2
+    for name in names:
+        assert f"Example: taktsight-{package} {name}" in " ".join(call(package, name, "--help").stdout.split())
+
+
+def test_replay_scores_then_threshold_sets_the_recipe(tmp_path: Path) -> None:
+    write_tiny_recipe(tmp_path / "tiny.recipe")
+    good = images(tmp_path / "good", 40)
+    done = call(
+        "agent",
+        "replay",
+        tmp_path / "tiny.recipe",
+        good,
+        "--scores",
+        tmp_path / "good.scores",
+        "--engine",
+        "onnxruntime",
+    )
+    assert done.returncode == 0, done.stderr
+    scores = read_scores(tmp_path / "good.scores")
+    assert scores.engine == "onnxruntime f32, 2 threads"
+    assert len(scores.parts) == 40
+
+    before = read_recipe(tmp_path / "tiny.recipe")
+    done = call(
+        "calibration", "threshold", tmp_path / "tiny.recipe", tmp_path / "good.scores", "--false-reject-rate", 0.05
+    )
+    assert done.returncode == 0, done.stderr
+    after = read_recipe(tmp_path / "tiny.recipe")
+    assert after.digest != before.digest
+    assert after.detector_digest == before.detector_digest
+    expected = np.sort([part.score for part in scores.parts])[38]  # rank ceil(41 * 0.95) = 39
+    assert after.thresholds.score == pytest.approx(expected)
+    assert after.thresholds.fitted_on == scores.engine
+
+
+def test_replay_writes_a_heatmap_per_part_and_tells_labels_apart(tmp_path: Path) -> None:
+    write_tiny_recipe(tmp_path / "tiny.recipe")
+    images(tmp_path / "test" / "good", 3)
+    images(tmp_path / "test" / "dark", 2, level=0.1)
+    done = call("agent", "replay", tmp_path / "tiny.recipe", tmp_path / "test", "--heatmaps", tmp_path / "heat")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "heat" / "good").glob("*.png"))) == 3
+    assert len(list((tmp_path / "heat" / "dark").glob("*.png"))) == 2
+    rows = {
+        line.split()[1]: line.split()[3::2]
+        for line in done.stdout.splitlines()
+        if line.startswith("│ ") and len(line.split()) == 11
+    }
+    assert rows["good"] == ["3", "3", "0", "0"]
+    assert rows["dark"] == ["2", "0", "2", "0"]
+
+
+def test_replay_counts_an_unreadable_image_as_no_verdict(tmp_path: Path) -> None:
+    write_tiny_recipe(tmp_path / "tiny.recipe")
+    good = images(tmp_path / "good", 3)
+    (good / "001.png").write_bytes(b"")
+    done = call("agent", "replay", tmp_path / "tiny.recipe", good, "--scores", tmp_path / "s")
+    assert done.returncode == 0
+    assert [part.outcome for part in read_scores(tmp_path / "s").parts] == ["pass", "no_verdict", "pass"]
+    assert "1 parts without verdict: bad_frame" in done.stdout
+
+
+def test_run_gives_each_trigger_a_verdict_and_leaves_a_report(tmp_path: Path) -> None:
+    done = call("agent", "run", station(tmp_path), "--count", 5)
+    assert done.returncode == 0, done.stderr
+    verdicts = archived(tmp_path)
+    assert [verdict["trigger"] for verdict in verdicts] == [1, 2, 3, 4, 5]
+    assert verdicts[1]["reason"] == "frame_lost"
+    assert (tmp_path / "archive" / "report.html").is_file()
+    assert "5 triggers, 5 verdicts" in done.stdout
+
+
+def test_run_goes_on_without_a_broker_and_says_what_was_not_delivered(tmp_path: Path) -> None:
+    from broker import free_port
+
+    mqtt = f"mqtt: {{topic: a/b/c/d/e, port: {free_port()}}}\n"
+    done = call("agent", "run", station(tmp_path, mqtt), "--count", 4)
+    assert done.returncode == 0, done.stderr
+    assert len(archived(tmp_path)) == 4
+    assert "4 verdicts" in done.stdout
+    assert "not confirmed by the broker" in done.stdout
+
+
+def test_a_stop_signal_ends_run_with_every_trigger_answered(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent", "run", str(station(tmp_path))]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 30
+    while not (tmp_path / "archive" / "verdicts.jsonl").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    triggers = [verdict["trigger"] for verdict in archived(tmp_path)]
+    assert triggers == list(range(1, len(triggers) + 1))
+    assert f"{len(triggers)} triggers, {len(triggers)} verdicts".encode() in output
+
+
+def test_capture_makes_a_recording_that_replay_reads(tmp_path: Path) -> None:
+    done = call("agent", "capture", station(tmp_path), tmp_path / "rec", "--count", 3)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "rec").glob("*.png"))) == 2
+    assert "1 of 3 triggers brought no frame" in done.stdout
+    done = call("agent", "replay", tmp_path / "tiny.recipe", tmp_path / "rec", "--scores", tmp_path / "s")
+    assert done.returncode == 0, done.stderr
+    assert len(read_scores(tmp_path / "s").parts) == 2
+
+
+def test_doctor_finds_a_good_station_good_and_a_bad_one_bad(tmp_path: Path) -> None:
+    done = call("agent", "doctor", station(tmp_path))
+    assert "reproduces the trainer's answers" in done.stdout
+    (tmp_path / "tiny.recipe").write_bytes(b"something else")
+    done = call("agent", "doctor", tmp_path / "station.yaml")
+    assert done.returncode == 1
+    assert "not a recipe" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("replay", "absent.recipe", "."), 5, "give the path of a recipe"),
+        (("run", "absent.yaml"), 4, "give the path of a settings file"),
+        (("replay", "tiny.recipe", "nowhere"), 3, "not found: give a folder of images"),
+        (("replay",), 2, "Missing argument"),
+    ],
+)
+def test_exit_codes_mean_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    write_tiny_recipe(tmp_path / "tiny.recipe")
+    monkeypatch.chdir(tmp_path)
+    done = call("agent", *arguments)
+    assert done.returncode == code
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_trainer_commands_have_help_and_exit_codes(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from trainer.__main__ import commands
+
+    for name in ("fit", "evaluate", "report"):
+        page = CliRunner().invoke(commands, [name, "--help"]).output
+        assert f"Example: taktsight-trainer {name}" in " ".join(page.split())
+    (tmp_path / "empty").mkdir()
+    done = call("trainer", "fit", tmp_path / "empty", "--recipe", tmp_path / "x.recipe")
+    assert done.returncode == 3
+    assert "no good images found" in done.stderr
+
+
+def test_an_interrupted_training_exits_130_and_leaves_no_recipe(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    good.mkdir()
+    for number in range(40):
+        cv2.imwrite(str(good / f"{number}.png"), picture(LEVEL, number))
+    recipe = tmp_path / "x.recipe"
+    arguments = [
+        "fit",
+        str(good),
+        "--recipe",
+        str(recipe),
+        "--detector",
+        "vae",
+        "--size",
+        "64",
+        "--patience",
+        "10000",
+        "--epochs",
+        "100000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    checkpoint, end = tmp_path / "x.recipe.checkpoint", time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert b"interrupted" in output
+    assert b"Traceback" not in output
+    assert not recipe.exists()

@@ -1,0 +1,341 @@
+"""A recipe comes back as it was written; one that was damaged, changed or made by a stranger is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibration.errors import RecipeError
+from calibration.preprocess import Rectangle, View
+from calibration.recipe import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL, Recipe, read_recipe, write_recipe
+from tests.recipes import bracket, tiny_recipe, tiny_reference, write_tiny_recipe
+
+BLOCK = 512  # bytes: tar headers and members start at multiples of it
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> bytes:
+    """Return the bytes of a registered recipe: it has every member there is."""
+    path = tmp_path_factory.mktemp("recipe") / "full.recipe"
+    write_tiny_recipe(path, reference=tiny_reference((60, 80)))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[bytes], Path]:
+    """Return a function that stores bytes as a recipe."""
+
+    def write(content: bytes) -> Path:
+        (tmp_path / "x.recipe").write_bytes(content)
+        return tmp_path / "x.recipe"
+
+    return write
+
+
+def entries(data: bytes) -> list[tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return archive.getmembers()
+
+
+def unpacked(data: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {entry.name: archive.extractfile(entry).read() for entry in archive}
+
+
+def packed(members: dict[str, bytes], *extra: tarfile.TarInfo) -> bytes:
+    """Return a tar of members, then of extra entries without content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for entry in extra:
+            archive.addfile(entry)
+    return buffer.getvalue()
+
+
+def with_manifest(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """Return the recipe with a changed manifest that is sealed anew: what a stranger could make."""
+    members = unpacked(data)
+    manifest = json.loads(members[MANIFEST])
+    change(manifest)
+    manifest.pop(SEAL, None)
+    manifest[SEAL] = hashlib.sha256(json.dumps(manifest, indent=1, sort_keys=True).encode()).hexdigest()
+    return packed({**members, MANIFEST: json.dumps(manifest).encode()})
+
+
+def link(name: str, kind: bytes, target: str = "thresholds.json") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
+
+
+def assert_same(found: Recipe, recipe: Recipe) -> None:
+    for field in dataclasses.fields(Recipe):
+        if field.name not in ("selftest", "reference", "detector_digest"):
+            assert getattr(found, field.name) == getattr(recipe, field.name), field.name
+    np.testing.assert_array_equal(found.selftest.batches, recipe.selftest.batches)
+    assert found.selftest.scores == recipe.selftest.scores
+    assert found.selftest.map_peaks == recipe.selftest.map_peaks
+
+
+@pytest.mark.parametrize("region", [None, Rectangle(4, 8, 16, 24)])
+def test_a_recipe_comes_back_as_it_was_written(tmp_path: Path, region):
+    view = View(16, 16, colour=True, reference_size=(40, 50), fixed_size=False, region=region, gamma=2.2)
+    written = write_tiny_recipe(tmp_path / "x.recipe", view=view, training={"seed": 3, "why": "ä"}, report="<p>Ö</p>")
+    assert_same(read_recipe(tmp_path / "x.recipe"), written)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.recipe"]
+
+
+def test_a_reference_comes_back_and_registers_alike(tmp_path: Path):
+    reference = tiny_reference()
+    write_tiny_recipe(tmp_path / "x.recipe", reference=reference)
+    found = read_recipe(tmp_path / "x.recipe").reference
+    np.testing.assert_array_equal(found.image, reference.image)
+    np.testing.assert_array_equal(found.weight, reference.weight)
+    assert found.settings == reference.settings
+    assert (found.min_similarity, found.max_residual_px) == (reference.min_similarity, reference.max_residual_px)
+    picture = np.ascontiguousarray(np.rot90(bracket(), 2))
+    np.testing.assert_array_equal(
+        found.register(picture).reference_from_image, reference.register(picture).reference_from_image
+    )
+
+
+def test_the_same_inputs_give_the_same_digest(tmp_path: Path):
+    first = write_recipe(tmp_path / "a", tiny_recipe(reference=tiny_reference()))
+    second = write_recipe(tmp_path / "b", tiny_recipe(reference=tiny_reference()))
+    assert first == second == read_recipe(tmp_path / "a").digest
+    assert len(first) == 64
+
+
+def test_what_is_for_people_does_not_change_the_digest(tmp_path: Path):
+    plain = write_tiny_recipe(tmp_path / "a")
+    told = write_tiny_recipe(tmp_path / "b", report="<h1>other</h1>", metrics={"auroc": 1.0}, training={"seed": 9})
+    assert told.digest == plain.digest
+
+
+def test_what_decides_verdicts_changes_the_digest(tmp_path: Path):
+    recipe = tiny_recipe()
+    changes = {
+        "graph": tiny_recipe(level=0.4).graph,
+        "view": dataclasses.replace(recipe.view, gamma=2.0),
+        "reference": tiny_reference(),
+        "thresholds": dataclasses.replace(recipe.thresholds, score=0.11),
+        "selftest": dataclasses.replace(recipe.selftest, scores=(0.0, 0.0)),
+    }
+    digests = {write_recipe(tmp_path / "x", dataclasses.replace(recipe, **{name: changes[name]})) for name in changes}
+    assert len(digests | {write_recipe(tmp_path / "x", recipe)}) == 6
+
+
+def test_new_thresholds_leave_the_detector_digest(tmp_path: Path):
+    path = tmp_path / "x"
+    recipe = tiny_recipe()
+    write_recipe(path, recipe)
+    before = read_recipe(path)
+    write_recipe(path, dataclasses.replace(recipe, thresholds=dataclasses.replace(recipe.thresholds, score=0.3)))
+    after = read_recipe(path)
+    assert after.digest != before.digest
+    assert after.detector_digest == before.detector_digest
+    write_recipe(path, tiny_recipe(level=0.4))
+    assert read_recipe(path).detector_digest != before.detector_digest
+
+
+def test_the_file_holds_the_members_that_its_description_names(data: bytes):
+    first, *others = [entry.name for entry in entries(data)]
+    assert first == MANIFEST
+    assert sorted(others) == sorted(MEMBERS)
+
+
+@pytest.mark.parametrize("member", [MANIFEST, *MEMBERS])
+def test_one_flipped_bit_in_any_member_is_refused(data: bytes, written, member):
+    (entry,) = (entry for entry in entries(data) if entry.name == member)
+    places = [0, entry.size - 1, *random.Random(8).sample(range(entry.size), min(12, entry.size))]
+    for place in places:
+        damaged = bytearray(data)
+        damaged[entry.offset_data + place] ^= 1
+        wanted = "manifest" if member == MANIFEST else rf"{member} was changed after the recipe was written: fetch it"
+        with pytest.raises(RecipeError, match=rf"x\.recipe: .*{wanted}"):
+            read_recipe(written(damaged))
+
+
+def test_any_flipped_byte_is_refused_or_changes_nothing(data: bytes, written):
+    generator = random.Random(9)
+    whole = read_recipe(written(data))
+    headers = [entry.offset + generator.randrange(BLOCK) for entry in entries(data) for _ in range(12)]
+    for place in headers + generator.sample(range(len(data)), 60):
+        damaged = bytearray(data)
+        damaged[place] ^= generator.randrange(1, 256)
+        try:
+            found = read_recipe(written(damaged))
+        except RecipeError:
+            continue
+        assert_same(found, whole)
+
+
+def test_a_file_cut_anywhere_before_its_end_is_refused(data: bytes, written):
+    last = entries(data)[-1]
+    end = last.offset_data + last.size  # what follows is padding
+    edges = [entry.offset for entry in entries(data)] + [entry.offset_data for entry in entries(data)]
+    lengths = {0, 1, 100, end - 1, *edges, *random.Random(10).sample(range(end), 60)}
+    for length in sorted(lengths):
+        with pytest.raises(RecipeError, match=r"x\.recipe: .*(copy it again|fetch it again|is not manifest)"):
+            read_recipe(written(data[:length]))
+
+
+def test_a_newer_format_is_refused_with_the_way_out(data: bytes, written):
+    path = written(with_manifest(data, lambda manifest: manifest.update(format=2)))
+    with pytest.raises(RecipeError, match=r"recipe format 2 found, this taktsight reads up to 1: update taktsight$"):
+        read_recipe(path)
+
+
+def test_a_member_that_the_manifest_does_not_list_is_refused(data: bytes, written):
+    path = written(packed({**unpacked(data), "extra.py": b"print()"}))
+    with pytest.raises(RecipeError, match=r"'extra\.py' is not a member that its manifest lists once: do not use it"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../thresholds.json", "./thresholds.json"])
+def test_a_path_in_place_of_a_member_name_is_refused(data: bytes, written, name):
+    with pytest.raises(RecipeError, match="is not a member that its manifest lists once"):
+        read_recipe(written(packed({**unpacked(data), name: b"{}"})))
+
+
+@pytest.mark.parametrize("name", ["extra.py", "/etc/passwd"])
+def test_a_member_of_unknown_name_is_refused_even_where_the_manifest_lists_it(data: bytes, written, name):
+    def list_it(manifest: dict[str, Any]) -> None:
+        manifest["members"][name] = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+
+    with pytest.raises(RecipeError, match=rf"unknown members \['{name}'\]"):
+        read_recipe(written(with_manifest(data, list_it)))
+
+
+def test_a_member_given_twice_is_refused(data: bytes, written):
+    twice = data[: entries(data)[-1].offset] + packed({"thresholds.json": unpacked(data)["thresholds.json"]})
+    with pytest.raises(RecipeError, match=r"'thresholds\.json' is not a member that its manifest lists once"):
+        read_recipe(written(twice))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize("name", ["report.html", MANIFEST])
+def test_a_link_a_folder_or_a_device_is_refused(data: bytes, written, kind, name):
+    members = {key: value for key, value in unpacked(data).items() if key != name}
+    path = written(packed({} if name == MANIFEST else members, link(name, kind)))
+    with pytest.raises(RecipeError, match=r"not a member that its manifest lists once|first member is not manifest"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("name", sorted(set(MEMBERS) - {"detector.onnx"}))
+def test_a_member_left_out_is_named(data: bytes, written, name):
+    members = {key: value for key, value in unpacked(data).items() if key != name}
+    with pytest.raises(RecipeError, match=rf"x\.recipe: {name} missing, the file is cut off: copy it again"):
+        read_recipe(written(packed(members)))
+
+
+def test_a_manifest_without_a_required_member_is_refused(data: bytes, written):
+    path = written(with_manifest(data, lambda manifest: manifest["members"].pop("detector.onnx")))
+    with pytest.raises(RecipeError, match=r"required members absent \['detector\.onnx'\]: fetch it again"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("key", ["product", "detector", "training", "digest", "written_utc", SEAL])
+def test_an_edited_manifest_is_refused(data: bytes, written, key):
+    members = unpacked(data)
+    manifest = json.loads(members[MANIFEST])
+    edited = {**manifest, key: "other"}
+    without = {name: value for name, value in manifest.items() if name != key}
+    for changed in (edited, without):
+        with pytest.raises(RecipeError, match="its manifest was changed after it was written: fetch it again"):
+            read_recipe(written(packed({**members, MANIFEST: json.dumps(changed).encode()})))
+
+
+@pytest.mark.parametrize("manifest", [b"", b"[]", b"{}", b"null", b'{"format": 1}', b"\xff", b"[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(data: bytes, written, manifest):
+    with pytest.raises(RecipeError, match=r"its manifest is damaged .*: fetch it again"):
+        read_recipe(written(packed({**unpacked(data), MANIFEST: manifest})))
+
+
+def test_a_well_sealed_recipe_with_foreign_contents_is_refused(data: bytes, written):
+    members = unpacked(data)
+    members["thresholds.json"] = b'{"colour": "red"}'
+    manifest = json.loads(members[MANIFEST])
+    listed = manifest["members"]
+    listed["thresholds.json"]["sha256"] = hashlib.sha256(members["thresholds.json"]).hexdigest()
+    digests = {name: listed[name]["sha256"] for name in listed if name not in FOR_PEOPLE}
+    manifest["digest"] = hashlib.sha256(json.dumps(digests, indent=1, sort_keys=True).encode()).hexdigest()
+    path = written(with_manifest(packed({**members, MANIFEST: json.dumps(manifest).encode()}), lambda _: None))
+    with pytest.raises(RecipeError, match="a member does not hold what format 1 says"):
+        read_recipe(path)
+
+
+def test_a_claimed_size_beyond_the_file_reads_no_further_than_the_file(data: bytes, written):
+    entry = entries(data)[0]
+    entry.size = 2**33
+    with pytest.raises(RecipeError, match=r"manifest\.json claims 8589934592 bytes, at most 16777216 are read"):
+        read_recipe(written(entry.tobuf() + data[BLOCK:]))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a recipe", b"\0" * 10240, b"PK\x03\x04" + b"\0" * 600])
+def test_another_file_is_refused(written, content):
+    with pytest.raises(RecipeError, match=r"x\.recipe: not a recipe"):
+        read_recipe(written(content))
+
+
+def test_a_path_that_is_not_there_or_a_folder_is_refused(tmp_path: Path):
+    with pytest.raises(RecipeError, match="No such file or directory: give the path of a recipe"):
+        read_recipe(tmp_path / "none.recipe")
+    with pytest.raises(RecipeError, match="Is a directory: give the path of a recipe"):
+        read_recipe(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder on a file system of 64 KiB; skips where we may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "taktsight-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_recipe_and_nothing_half_written(small_disk: Path):
+    path = small_disk / "x.recipe"
+    old = write_tiny_recipe(path)
+    with pytest.raises(RecipeError, match=r"No space left on device: nothing was changed, an older recipe there is in"):
+        write_recipe(path, tiny_recipe(report="x" * 100_000))
+    assert [found.name for found in small_disk.iterdir()] == ["x.recipe"]
+    assert_same(read_recipe(path), old)
+
+
+def test_a_disk_that_fails_while_flushing_leaves_the_old_recipe(tmp_path: Path, monkeypatch):
+    path = tmp_path / "x.recipe"
+    old = write_tiny_recipe(path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecipeError, match="No space left on device: nothing was changed"):
+        write_recipe(path, tiny_recipe(level=0.4))
+    assert [found.name for found in tmp_path.iterdir()] == ["x.recipe"]
+    assert_same(read_recipe(path), old)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(RecipeError, match="No such file or directory: nothing was changed"):
+        write_recipe(tmp_path / "none" / "x.recipe", tiny_recipe())
