@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 from collections import Counter, defaultdict
@@ -159,7 +160,7 @@ def report_command(archive: Path, out: Path) -> None:
 @commands.command("doctor", epilog="Example: taktsight-agent doctor station.yaml")
 @click.argument("station", required=False, type=click.Path(path_type=Path))
 def doctor_command(station: Path | None) -> None:
-    """Check this installation and, where given, STATION with its recipe and engine; exit code 1 if anything is wrong."""
+    """Check this installation and, where given, STATION with its recipe and engine; exit code 1 if it is not fine."""
     findings = examine(station)
     for finding in findings:
         mark = "[green]ok[/]  " if finding.fine else "[red]bad[/] "
@@ -199,6 +200,7 @@ def _print_tally(tally: Tally) -> None:
         if reason != "score":
             say(f"  no verdict, {reason}: {number}")
     console.print(latency_table({stage: list(values) for stage, values in tally.stage_ms.items()}, "latency"))
+    say(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def main() -> int:
     rows = []
     for category in categories:
         for detector in arguments.detectors:
-            with get_context("spawn").Pool(1) as pool:  # a fresh process, so that its peak memory is its own
-                rows += pool.apply(measure, (arguments, category, detector))
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a fresh process: its peak memory is its own
+                rows += pool.submit(measure, arguments, category, detector).result()
             show(rows[-len(arguments.engines) :])
     for detector in arguments.detectors:
         for engine in arguments.engines:

@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,7 @@ DISTINCT_PARTS = 40
 def main() -> int:
     arguments = parsed()
     print(describe())
-    recipe = read_recipe(arguments.recipe) if arguments.recipe else learnt_recipe(arguments.size)
+    recipe = read_recipe(arguments.recipe) if arguments.recipe else learnt_recipe(arguments.size, arguments.colour)
     height, width = recipe.view.reference_size
     colour = "colour" if recipe.view.colour else "gray"
     print(
@@ -48,7 +50,10 @@ def main() -> int:
     for kind in arguments.engines:
         rows += measured(recipe, frames, EngineSettings(kind, threads=arguments.threads), arguments.count)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of this process: {peak_mb:.0f} MiB" + ("" if arguments.recipe else " (training included)"))
+    print(
+        f"peak memory of this process: {peak_mb:.0f} MiB"
+        + ("" if arguments.recipe else " (the training ran in another process)")
+    )
     if arguments.out is not None:
         with arguments.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -98,31 +103,29 @@ def row(engine: str, stage: str, values: list[float]) -> dict:
 
 def parts(width: int, height: int, colour: bool) -> Iterator[Frame]:
     """Yield different good parts, rendered beforehand."""
-    line = SimulatedLine(LineSettings(seed=5, width_px=width, height_px=height, colour=colour))
+    line = SimulatedLine(LineSettings(lot=2, width_px=width, height_px=height, colour=colour))
     for trigger_id in range(1, DISTINCT_PARTS + 1):
         pixels, _ = line.render(line.plan(trigger_id))
         yield Frame(pixels, trigger_id, trigger_id, 0, 0)
 
 
-def learnt_recipe(size: int) -> Recipe:
+def learnt_recipe(size: int, colour: bool) -> Recipe:
     """Return a recipe of the simulated flange at 1 megapixel, learnt in a process of its own."""
-    from multiprocessing import get_context
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flange.recipe"
-        with get_context("spawn").Pool(1) as pool:
-            pool.apply(learn, (path, size))
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(learn, path, size, colour).result()
         return read_recipe(path)
 
 
-def learn(path: Path, size: int) -> None:
+def learn(path: Path, size: int, colour: bool) -> None:
     """Learn 60 good parts and write the recipe."""
     from calibration.recipe import write_recipe
     from calibration.recording import RecordingWriter
     from trainer.data import read_dataset
     from trainer.fit import FitRequest, fit
 
-    line = SimulatedLine(LineSettings(seed=1, width_px=SIDE_PX, height_px=SIDE_PX))
+    line = SimulatedLine(LineSettings(lot=1, width_px=SIDE_PX, height_px=SIDE_PX, colour=colour))
     recording = RecordingWriter(path.parent / "good")
     for trigger_id in range(1, 61):
         pixels, _ = line.render(line.plan(trigger_id))
@@ -136,6 +139,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, help="measure this recipe instead of a simulated flange's")
     parser.add_argument("--engines", nargs="*", default=["openvino", "onnxruntime"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--colour", action="store_true", help="RGB frames")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--out", type=Path, help="CSV to write")

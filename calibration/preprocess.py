@@ -172,6 +172,23 @@ def _reduction(transform: NDArray[np.float64]) -> tuple[int, int]:
     return max(1, round(1.0 / float(along_x))), max(1, round(1.0 / float(along_y)))
 
 
+def _averaged(pixels: NDArray[Any], factor_x: int, factor_y: int) -> NDArray[Any]:
+    """Return the means of blocks of factor_x x factor_y pixels; the factors divide the sides.
+
+    By halves as far as they go: OpenCV's 2x2 mean takes a fifth of the time of its general one (1024x1024 RGB to a
+    quarter: 0.15 against 0.8 ms).
+    """
+    while factor_x % 2 == 0 and factor_y % 2 == 0:
+        pixels = _shrunk(pixels, 2, 2)
+        factor_x, factor_y = factor_x // 2, factor_y // 2
+    return pixels if factor_x == factor_y == 1 else _shrunk(pixels, factor_x, factor_y)
+
+
+def _shrunk(pixels: NDArray[Any], factor_x: int, factor_y: int) -> NDArray[Any]:
+    blocks = (pixels.shape[1] // factor_x, pixels.shape[0] // factor_y)
+    return cv2.resize(pixels, blocks, interpolation=cv2.INTER_AREA)
+
+
 def _resampled(
     pixels: NDArray[Any], transform: NDArray[np.float64], size: tuple[int, int], border: int
 ) -> NDArray[Any]:
@@ -184,7 +201,6 @@ def _resampled(
         beyond_y, beyond_x = -pixels.shape[0] % factor_y, -pixels.shape[1] % factor_x
         if beyond_y or beyond_x:  # a last block that is not full counts too
             pixels = cv2.copyMakeBorder(pixels, 0, beyond_y, 0, beyond_x, border)
-        blocks = (pixels.shape[1] // factor_x, pixels.shape[0] // factor_y)
-        pixels = cv2.resize(pixels, blocks, interpolation=cv2.INTER_AREA)
+        pixels = _averaged(pixels, factor_x, factor_y)
         transform = transform @ scaling(factor_x, factor_y, 0, 0)
     return cv2.warpAffine(pixels, transform[:2], size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)

@@ -299,7 +299,7 @@ def _judgement(
     if motion < wanted.motion_px:
         return (
             False,
-            f"the parts already lie within {motion:.1f} px (image scaled to {JUDGE_SIDE_PX} px) of one another",
+            f"the parts already lie within {motion / JUDGE_SIDE_PX:.1%} of the picture's side of one another",
         )
     left = _variance_left(reference, found[:MAX_LEARNED])
     if left > wanted.variance_left:
@@ -308,8 +308,8 @@ def _judgement(
             f"aligning leaves {left:.0%} of the variation near the contour: it does not make the images more alike",
         )
     return True, (
-        f"parts move by {motion:.1f} px (image scaled to {JUDGE_SIDE_PX} px), "
-        f"aligning leaves {left:.0%} of the variation near the contour"
+        f"parts move by {motion / JUDGE_SIDE_PX:.0%} of the picture's side, "
+        f"aligning takes away {1 - left:.0%} of the variation near the contour"
     )
 
 

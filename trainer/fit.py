@@ -98,6 +98,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     learned = train(material, request.options, progress)
 
     thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate)
+    suspects = suspicious_notes(learned.good_scores, [prepared.items[index].name for index in learned.held_out])
     graph, parity = _exported(learned, material, thresholds)
     recipe = Recipe(
         product=dataset.product,
@@ -117,7 +118,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_scores=learned.good_scores,
         good_maps=learned.good_maps,
         good_pictures=prepared.batch[learned.held_out],
-        notes=(*notes, *threshold_notes),
+        notes=(*notes, *threshold_notes, *suspects),
     )
 
 
@@ -145,6 +146,22 @@ def fitted_thresholds(learned: Learned, false_reject_rate: float) -> tuple[Thres
             f"the anomaly maps of good parts peak at {thresholds.map:g}, need more than 0: see the images"
         )
     return thresholds, notes
+
+
+def suspicious_notes(good_scores: NDArray[np.float64], names: Sequence[str]) -> list[str]:
+    """Return a note naming good images that score unlike the others: one defective part among them lifts the threshold.
+
+    Unlike: above the upper quartile by more than three times the distance of the quartiles (Tukey 1977, "far out").
+    """
+    low, high = np.quantile(good_scores, [0.25, 0.75])
+    order = np.argsort(-good_scores, kind="stable")
+    far_out = [names[index] for index in order if good_scores[index] > high + 3.0 * (high - low)]
+    if not far_out:
+        return []
+    return [
+        f"scores far above the other good images: {', '.join(far_out[:5])} ({len(far_out)} in all). Look in the report; "
+        "a defective part among the good ones lifts the threshold: take it out and fit again"
+    ]
 
 
 def _check_size(request: FitRequest) -> None:

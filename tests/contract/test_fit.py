@@ -17,7 +17,7 @@ from calibration.recipe import read_recipe, write_recipe
 from trainer.data import Pictures, read_dataset
 from trainer.errors import TrainingError
 from trainer.evaluate import held_out_images, scored_images
-from trainer.fit import FitRequest, FitResult, fit, fitted_thresholds
+from trainer.fit import FitRequest, FitResult, fit, fitted_thresholds, suspicious_notes
 from trainer.learning import Learned, Options
 
 SIDE = 64
@@ -119,6 +119,14 @@ def test_the_threshold_is_the_conformal_rank_of_the_held_out_scores() -> None:
     thresholds, notes = fitted_thresholds(learned, 0.05)
     assert (thresholds.score, thresholds.map) == (95.0, 190.0)
     assert notes == []
+
+
+def test_good_images_far_above_the_others_are_named() -> None:
+    scores = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 9.0, 1.5])
+    names = [f"{number}.png" for number in range(7)]
+    (text,) = suspicious_notes(scores, names)
+    assert "5.png" in text
+    assert suspicious_notes(scores[scores < 2], names) == []
 
 
 @pytest.mark.parametrize("count", [1, 4])

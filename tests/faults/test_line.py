@@ -125,7 +125,7 @@ def test_a_late_answer_is_no_verdict_at_the_deadline_and_not_a_pass_afterwards()
 
 
 def test_an_inspection_slower_than_the_takt_never_passes_a_part() -> None:
-    verdicts, tally, _ = run(ScriptedCamera(), before=lambda frame: time.sleep(TAKT_MS * 1.5e-3), queue_length=2)
+    verdicts, _, _ = run(ScriptedCamera(), before=lambda frame: time.sleep(TAKT_MS * 1.5e-3), queue_length=2)
     assert {verdict.outcome for verdict in verdicts.values()} == {Outcome.NO_VERDICT}
     assert set(reasons(verdicts).values()) <= {Reason.LATE, Reason.QUEUE_FULL}
 

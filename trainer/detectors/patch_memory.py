@@ -37,7 +37,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     A fold's images are scored with a memory of the other folds' patches and standardised by the other folds' held-out
     maps, so neither has seen them.
     """
-    features = _Features(options)
+    features = Features(options)
     embedded = in_chunks(features, material.batch, progress, "features")[0]  # (n, D, h', w')
     mean = embedded.mean(dim=(0, 2, 3))
     scale = 1.0 / (embedded.std(dim=(0, 2, 3)) + 1e-3)
@@ -50,7 +50,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     maps = maps * keep
 
     memory = coreset(_patches(embedded, keep), options.memory_entries, options.seed, progress)
-    module = PatchMemory(features, (mean, scale), memory, _moments(distances), keep)
+    module = PatchMemory(features, (mean, scale), memory, moments(distances), keep)
     return Learned(
         module=module.eval(),
         held_out=order,
@@ -92,7 +92,7 @@ class PatchMemory(nn.Module):
         return anomaly_map, top_mean(anomaly_map, self.top_count)
 
 
-class _Features(nn.Module):
+class Features(nn.Module):
     """(N, C, h, w) -> [(N, 152, h/8, w/8)]: both strides, averaged over 3x3 neighbours, at the finer grid."""
 
     def __init__(self, options: Options) -> None:
@@ -172,11 +172,11 @@ def _held_out_distances(
 
 def _standardised_fold(distances: Tensor, fold: np.ndarray, k: int) -> Tensor:
     """Return fold k's maps, standardised and smoothed by what the other folds show."""
-    usual, spread = _moments(distances[fold != k])
+    usual, spread = moments(distances[fold != k])
     return smoothed((distances[fold == k] - usual) / spread)
 
 
-def _moments(distances: Tensor) -> tuple[Tensor, Tensor]:
+def moments(distances: Tensor) -> tuple[Tensor, Tensor]:
     """Return (usual, spread), each (1, 1, h', w'): mean and deviation over images, shared among 5x5 neighbours."""
     usual = _shared(distances.mean(0, keepdim=True))
     spread = _shared(distances.var(0, correction=0, keepdim=True)).sqrt()
