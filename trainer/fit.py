@@ -159,7 +159,7 @@ def suspicious_notes(good_scores: NDArray[np.float64], names: Sequence[str]) -> 
     if not far_out:
         return []
     return [
-        f"scores far above the other good images: {', '.join(far_out[:5])} ({len(far_out)} in all). Look in the report; "
+        f"good images that score far above the others ({len(far_out)}): {', '.join(far_out[:5])}. See the report: "
         "a defective part among the good ones lifts the threshold: take it out and fit again"
     ]
 

@@ -53,7 +53,7 @@ def broker(new_broker):
 
 
 @pytest.fixture
-def publisher(new_broker):  # noqa: ARG001 (the broker is to end after its clients)
+def publisher(new_broker):
     """Returns a function that starts a publisher; every one is stopped in the end."""
     started = []
 
@@ -68,7 +68,7 @@ def publisher(new_broker):  # noqa: ARG001 (the broker is to end after its clien
 
 
 @pytest.fixture
-def consumer(new_broker):  # noqa: ARG001
+def consumer(new_broker):
     """Returns a function that starts a consumer of the whole station; every one is stopped in the end."""
     started = []
 

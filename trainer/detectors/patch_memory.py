@@ -100,6 +100,7 @@ class Features(nn.Module):
         self.backbone = lite0(STAGES, options.weights)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Return a list of one tensor, as a backbone does."""
         fine, coarse = (F.avg_pool2d(level, 3, stride=1, padding=1) for level in self.backbone(image))
         coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
         return [torch.cat([fine, coarse], dim=1)]
