@@ -45,6 +45,8 @@ def commands() -> None:
     help="Align every part to a reference; auto decides from the good images.",
 )
 @click.option("--max-angle", default=180.0, show_default=True, help="Largest rotation to search, degrees.")
+@click.option("--max-shift", type=float, help="Largest shift to search, image px; the whole view if not given.")
+@click.option("--max-scale-change", default=0.0, show_default=True, help="Largest change of size to search; 0.1 = 10 %.")
 @click.option("--region", help="Region of interest in reference px: X,Y,WIDTH,HEIGHT.")
 @click.option("--ignore", type=click.Path(path_type=Path), help="Image in the reference view, white where not to look.")
 @click.option("--gamma", default=1.0, show_default=True, help="Tone curve: above 1 spreads the bright tones apart.")
@@ -68,6 +70,8 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
     size: str,
     registration: str,
     max_angle: float,
+    max_shift: float | None,
+    max_scale_change: float,
     region: str | None,
     ignore: Path | None,
     gamma: float,
@@ -96,7 +100,7 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
         height=height,
         width=width,
         registration=registration,
-        registration_settings=RegistrationSettings(max_angle_deg=max_angle),
+        registration_settings=RegistrationSettings(max_angle, max_shift, max_scale_change),
         region=_rectangle(region),
         ignore=ignore,
         gamma=gamma,
