@@ -88,7 +88,7 @@ def replay_command(  # noqa: PLR0917 one parameter per option
     parts: list[PartScore] = []
     stage_ms: dict[str, list[float]] = defaultdict(list)
     with progress_bars() as progress:
-        for item, verdict in replay(items, Pipeline(loaded, opened, photometric), progress):
+        for item, verdict in replay(items, Pipeline(loaded, opened, photometric), loaded.view, progress):
             parts.append(part_score(item, verdict))
             _note_stages(stage_ms, verdict)
             if heatmaps is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from agent.errors import CameraError, EndOfFrames
@@ -21,8 +22,10 @@ class FolderCamera:
     the next file and does not rewind: a reconnect after an unreadable file would replay it for ever.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], *, bit_depth: int | None = None) -> None:
+        """bit_depth: of the sensor that took the files; None: the files' own 8 or 16."""
         self._files = tuple(files)
+        self._bit_depth = bit_depth
         self._next_index = 0
         self._triggered: deque[tuple[int, int]] = deque()  # (trigger_id, index of its file)
         self._running = False
@@ -62,7 +65,8 @@ class FolderCamera:
             if not self._triggered:
                 return None
             trigger_id, index = self._triggered.popleft()
-        return _read_frame(self._files[index], frame_id=index + 1, trigger_id=trigger_id)
+        frame = _read_frame(self._files[index], frame_id=index + 1, trigger_id=trigger_id)
+        return frame if self._bit_depth is None else replace(frame, bit_depth=self._bit_depth)
 
     def stop(self) -> None:
         """Disarm and forget triggers whose frame was not fetched; wakes a waiting `next_frame`."""

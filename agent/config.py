@@ -17,6 +17,7 @@ from agent.simulation import LineSettings, SimulatedLine
 from calibration.errors import SettingsError
 from calibration.images import image_files
 from calibration.photometric import Photometric, read_photometric
+from calibration.recording import is_recording, recorded_frames
 from calibration.settings import Section, read_settings
 
 
@@ -26,6 +27,7 @@ class CameraSettings:
 
     line: LineSettings | None
     folder: Path | None
+    bit_depth: int | None = None  # of the folder's images; None: the files' own, or what the recording says
 
     @property
     def simulated(self) -> bool:
@@ -37,7 +39,10 @@ class CameraSettings:
         if self.line is not None:
             return SimulatedCamera(SimulatedLine(self.line))
         assert self.folder is not None
-        return FolderCamera(image_files(self.folder))
+        if is_recording(self.folder):
+            frames = recorded_frames(self.folder)
+            return FolderCamera([frame.file for frame in frames], bit_depth=frames[0].bit_depth if frames else None)
+        return FolderCamera(image_files(self.folder), bit_depth=self.bit_depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ def read_station(path: Path) -> Station:
 def _camera(section: Section) -> CameraSettings:
     kind = section.choice("kind", ("simulated", "folder"))
     if kind == "folder":
-        return CameraSettings(None, _required_path(section, "path"))
+        depth = section.whole("bit_depth", minimum=8, maximum=16) if section.has("bit_depth") else None
+        return CameraSettings(None, _required_path(section, "path"), depth)
     return CameraSettings(_line(section), None)
 
 

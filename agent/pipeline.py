@@ -47,7 +47,7 @@ class Pipeline:
         recipe = self._recipe
         with watch.stage("photometric"):
             pixels = self._photometric.correct(frame.pixels, frame.bit_depth)
-            check_frame(pixels, recipe.view)
+            check_frame(pixels, frame.bit_depth, recipe.view)
         registration = None
         with watch.stage("registration"):
             if recipe.reference is not None:

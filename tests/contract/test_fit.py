@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from calibration.errors import InputError
+from calibration.errors import CalibrationError, InputError
 from calibration.preprocess import Rectangle
 from calibration.recipe import read_recipe, write_recipe
 from trainer.data import Pictures, read_dataset
@@ -138,6 +138,15 @@ def test_too_few_good_images_are_refused(tmp_path: Path, count: int) -> None:
 def test_a_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="multiples of 32"):
         learnt(tmp_path, height=100)
+
+
+def test_a_rate_that_is_none_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    def never(what: str, done: int, total: int) -> None:
+        raise AssertionError(what)
+
+    folder = draw(tmp_path / "good", 6)
+    with pytest.raises(CalibrationError, match="need a share above 0 and below 1"):
+        fit(read_dataset(folder), request(tmp_path, false_reject_rate=1.5), never)
 
 
 def test_a_region_outside_the_view_is_refused(tmp_path: Path) -> None:

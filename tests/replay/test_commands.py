@@ -128,6 +128,17 @@ def test_replay_counts_an_unreadable_image_as_no_verdict(tmp_path: Path) -> None
     assert "1 parts without verdict: bad_frame" in done.stdout
 
 
+def test_replay_reads_files_of_a_12_bit_camera_at_the_depth_that_was_trained(tmp_path: Path) -> None:
+    view = View(SIDE, SIDE, colour=False, reference_size=(SIDE, SIDE), bit_depth=12)
+    write_tiny_recipe(tmp_path / "tiny.recipe", view=view)
+    (tmp_path / "good").mkdir()
+    cv2.imwrite(str(tmp_path / "good" / "0.png"), np.full((SIDE, SIDE), round(LEVEL * 4095), np.uint16))
+    done = call("agent", "replay", tmp_path / "tiny.recipe", tmp_path / "good", "--scores", tmp_path / "s")
+    assert done.returncode == 0, done.stderr
+    (part,) = read_scores(tmp_path / "s").parts
+    assert part.score == pytest.approx(0.0, abs=1e-3)
+
+
 def test_run_gives_each_trigger_a_verdict_and_leaves_a_report(tmp_path: Path) -> None:
     done = call("agent", "run", station(tmp_path), "--count", 5)
     assert done.returncode == 0, done.stderr

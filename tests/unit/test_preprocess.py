@@ -176,7 +176,7 @@ def test_a_gray_frame_is_a_bad_frame_for_a_colour_recipe():
 
 def test_frames_may_differ_in_size_where_the_training_images_did():
     view = View(16, 16, colour=False, reference_size=(48, 64), fixed_size=False)
-    check_frame(np.zeros((30, 70), np.uint8), view)
+    check_frame(np.zeros((30, 70), np.uint8), 8, view)
     assert prepare(np.zeros((30, 70), np.uint8), 8, view, None).batch.shape == (1, 1, 16, 16)
 
 
@@ -252,3 +252,10 @@ def test_a_mask_of_another_size_fills_the_view_where_images_differ_in_size():
     wanted = np.zeros((16, 16), bool)
     wanted[8:, :8] = True
     np.testing.assert_array_equal(in_view(mask, view, None), wanted)
+
+
+def test_a_frame_of_another_depth_is_refused_with_both_depths() -> None:
+    view = View(16, 16, colour=False, reference_size=(16, 16), bit_depth=12)
+    with pytest.raises(BadFrame, match="the frame has 8 bits, the recipe was trained on 12"):
+        prepare(np.zeros((16, 16), np.uint8), 8, view, None)
+    assert prepare(np.full((16, 16), 4095, np.uint16), 12, view, None).batch.max() == 1.0
