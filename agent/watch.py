@@ -136,12 +136,9 @@ def read_row(message: dict[str, Any]) -> Row:
 
 
 def _cause(message: dict[str, Any]) -> str:
-    """Return why, in a few words: for a reject the place of its highest peak."""
+    """Return why, in a few words: nothing for a pass."""
     if message["outcome"] == "pass":
         return ""
-    if message["outcome"] == "reject" and message["regions"]:
-        peak = max(message["regions"], key=lambda region: region["peak"] or 0.0)
-        return f"peak {peak['peak'] or 0.0:.3g} at {peak['xPx']:.0f}, {peak['yPx']:.0f} px"
     reason = "" if message["reason"] == "score" else message["reason"]
     cause = ": ".join(_printable(part) for part in (reason, message["detail"]) if part)
     return cause if len(cause) <= MAX_CAUSE_CHARACTERS else cause[: MAX_CAUSE_CHARACTERS - 1] + "…"

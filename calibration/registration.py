@@ -264,8 +264,8 @@ class Reference:
         strength = _edge_strength(coarse)
         if not strength >= BLANK_SHARE * self._edge_strength:
             raise NotRegistered(
-                f"edges {strength:.2f} gray levels / px strong, need {BLANK_SHARE * self._edge_strength:.2f}: "
-                "the field is blank, check that a part is there and the light is on",
+                f"the field is blank: edges {strength:.2f} gray levels / px strong, need "
+                f"{BLANK_SHARE * self._edge_strength:.2f}: check that a part is there and the light is on",
                 cause="blank",
             )
 
@@ -308,13 +308,13 @@ class Reference:
         similarity, wanted = found.similarity, self.min_similarity
         if in_view < self.settings.min_in_view and similarity >= 0.7 * wanted:
             raise NotRegistered(
-                f"{in_view:.0%} of the part lies in the field of view, need {self.settings.min_in_view:.0%}: "
+                f"part out of view: {in_view:.0%} of it lies in the frame, need {self.settings.min_in_view:.0%}: "
                 "check the trigger delay and the part's position",
                 cause="out_of_view",
             )
         if similarity < wanted or in_view < self.settings.min_in_view:
             raise NotRegistered(
-                f"contour found to {similarity:.0%}, need {wanted:.0%}: this is another product, or it is covered",
+                f"another product, or covered: contour found to {similarity:.0%}, need {wanted:.0%}: check what is fed",
                 cause="wrong_part",
             )
         self._refuse_beyond_limits(found)
