@@ -192,6 +192,7 @@ def _outcome_table(parts: list[PartScore]) -> Table:
 
 
 def _print_tally(tally: Tally) -> None:
+    """Print outcomes, reasons, what was counted beside them, and latencies."""
     console.print(
         f"{tally.triggers} triggers, {tally.verdicts} verdicts: "
         + ", ".join(f"{number} {outcome}" for outcome, number in sorted(tally.outcomes.items()))
@@ -199,6 +200,14 @@ def _print_tally(tally: Tally) -> None:
     for reason, number in sorted(tally.reasons.items()):
         if reason != "score":
             say(f"  no verdict, {reason}: {number}")
+    for what, number in (
+        ("results after their deadline", tally.late_results),
+        ("stale frames", tally.stale_frames),
+        ("verdicts without pictures", tally.shed_pictures),
+        ("verdicts not delivered", tally.delivery_faults),
+    ):
+        if number:
+            say(f"  {what}: {number}")
     console.print(latency_table({stage: list(values) for stage, values in tally.stage_ms.items()}, "latency"))
     say(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

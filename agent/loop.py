@@ -7,7 +7,8 @@ Four threads, each with one job:
     inspection             runs the pipeline, one frame at a time
     delivery               hands settled verdicts to the outlets, in the order in which they were settled
 
-Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent.
+Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent. When the
+outlets fall behind, pictures are shed first and a verdict never.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.05  # how soon a thread notices that it should stop
 KEPT_LATENCIES = 100_000
+MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
 
 Deliver = Callable[[Verdict, Frame | None], None]
 
@@ -54,6 +56,8 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     stale_frames: int = 0  # frames whose trigger had its verdict already, or that nobody asked for
     late_results: int = 0  # inspections that ended after their deadline
+    shed_pictures: int = 0  # verdicts handed on without frame and heatmap, because the outlets were behind
+    delivery_faults: int = 0  # verdicts that an outlet could not take; the log says why
     stage_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(_bounded))
 
     @property
@@ -219,8 +223,11 @@ class Line:
         return _without(entry.trigger_id, Reason.FRAME_LOST, f"no frame within {limit} of the trigger", None)
 
     def _send(self, verdict: Verdict, entry: OpenTrigger, now_ns: int) -> None:
-        latency_ms = (now_ns - entry.opened_ns) / 1e6
-        self._settled.put((replace(verdict, latency_ms=latency_ms), entry.frame))
+        verdict, frame = replace(verdict, latency_ms=(now_ns - entry.opened_ns) / 1e6), entry.frame
+        if self._settled.qsize() >= MOST_PICTURES:
+            self.tally.shed_pictures += 1
+            verdict, frame = replace(verdict, picture=None, anomaly_map=None), None
+        self._settled.put((verdict, frame))
         self._wake.set()
         if self._beat.stop_on_no_verdict and verdict.outcome is Outcome.NO_VERDICT and not self._stopping.is_set():
             log.warning("part %d: %s: stopping, as station.yaml says", verdict.trigger_id, verdict.reason)
@@ -230,7 +237,11 @@ class Line:
         while (item := self._settled.get()) is not None:
             verdict, frame = item
             self._count(verdict)
-            self._deliver(verdict, frame)
+            try:
+                self._deliver(verdict, frame)
+            except Exception:
+                self.tally.delivery_faults += 1
+                log.exception("the verdict of part %d could not be delivered", verdict.trigger_id)
 
     def _count(self, verdict: Verdict) -> None:
         self.tally.outcomes[verdict.outcome] += 1

@@ -82,6 +82,8 @@ class RunningStation:
             **tally.outcomes,
             "stale_frames": tally.stale_frames,
             "late_results": tally.late_results,
+            "shed_pictures": tally.shed_pictures,
+            "delivery_faults": tally.delivery_faults,
             "archive_failures": 0 if self._archive is None else self._archive.failures,
         }
         self._publisher.publish_status(status_message(self.origin, state, counters=counters))

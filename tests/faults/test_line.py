@@ -185,6 +185,34 @@ def test_a_trigger_that_the_camera_refuses_is_camera_down_at_once() -> None:
     assert verdicts[2].latency_ms < TAKT_MS * 0.9
 
 
+def test_an_outlet_that_fails_costs_one_delivery_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    delivered: list[int] = []
+
+    def deliver(verdict: Verdict, frame: Frame | None) -> None:
+        if verdict.trigger_id == 2:
+            raise OSError("disk full")
+        delivered.append(verdict.trigger_id)
+
+    tally = Line(ScriptedCamera(), Slow(lambda frame: None), Beat(TAKT_MS, TAKT_MS * 0.9), deliver).run(4)
+    assert delivered == [1, 3, 4]
+    assert tally.delivery_faults == 1
+    assert "the verdict of part 2 could not be delivered" in caplog.text
+
+
+def test_outlets_that_are_behind_lose_pictures_and_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.loop.MOST_PICTURES", 2)
+    delivered: list[tuple[int, bool]] = []
+
+    def deliver(verdict: Verdict, frame: Frame | None) -> None:
+        time.sleep(0.1)
+        delivered.append((verdict.trigger_id, frame is not None))
+
+    tally = Line(ScriptedCamera(), Slow(lambda frame: None), Beat(20.0, 19.0), deliver).run(12)
+    assert [trigger for trigger, _ in delivered] == list(range(1, 13))
+    assert tally.shed_pictures > 0
+    assert [pictured for _, pictured in delivered].count(False) >= tally.shed_pictures
+
+
 def test_a_source_that_ends_stops_the_line_cleanly() -> None:
     verdicts, tally, _ = run(ScriptedCamera(parts=5), count=None)
     assert list(verdicts) == [1, 2, 3, 4, 5]
