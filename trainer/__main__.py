@@ -1,29 +1,18 @@
-"""taktsight-trainer: from good images to a recipe, and what the recipe is worth."""
+"""taktsight-trainer: from good images to a recipe, and what the recipe is worth.
+
+Options only: torch is imported when a command has work to do, so that --help and a mistyped option answer at once.
+"""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
-from rich.table import Table
 
-from calibration.console import EXIT_CODES, console, note, progress_bars, run_command, say
-from calibration.errors import InputError
+from calibration.console import EXIT_CODES, run_command, say
 from calibration.preprocess import Rectangle
-from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.recipe import read_recipe
 from calibration.registration import RegistrationSettings
-from trainer.catalogue import detector_names
-from trainer.data import Dataset, Pictures, read_dataset
-from trainer.evaluate import held_out_images, scored_images
-from trainer.fit import FitRequest, FitResult, fit
-from trainer.learning import Options
-from trainer.metrics import Evaluation, ScoredImage, evaluate
-from trainer.report import ReportFacts, render_report
 
 COUNT = click.IntRange(min=1)
 
@@ -37,7 +26,7 @@ def commands() -> None:
 @commands.command("fit", epilog="Example: taktsight-trainer fit images/flange --recipe flange.recipe")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, type=click.Path(path_type=Path), help="File to write.")
-@click.option("--detector", default="patch_memory", show_default=True, help=f"One of {', '.join(detector_names())}.")
+@click.option("--detector", default="patch_memory", show_default=True, help="An unknown name lists all there are.")
 @click.option("--size", default="256", show_default=True, help="Detector input in px: SIDE or HEIGHTxWIDTH.")
 @click.option(
     "--registration",
@@ -125,6 +114,10 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
 
     DATA is a folder in MVTec AD layout (train/good, test/*), a recording, or a plain folder of good images.
     """
+    from trainer import session
+    from trainer.fit import FitRequest
+    from trainer.learning import Options
+
     height, width = _size(size)
     request = FitRequest(
         recipe=recipe,
@@ -141,16 +134,7 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
         resume=resume,
         options=Options(seed, weights, memory_entries, epochs, patience, latent, samples),
     )
-    if not recipe.parent.is_dir():
-        raise InputError(f"{recipe.parent}: not a folder: make it, or give another path for the recipe")
-    dataset = read_dataset(data, part_pattern=part_pattern, bit_depth=bit_depth)
-    if product is not None:
-        dataset = replace(dataset, product=product)
-    started_s = time.monotonic()
-    with progress_bars() as progress:
-        result = fit(dataset, request, progress)
-    fit_s = time.monotonic() - started_s
-    _finish(result, dataset, request, fit_s)
+    session.learn(data, request, part_pattern=part_pattern, bit_depth=bit_depth, product=product)
 
 
 @commands.command(
@@ -165,19 +149,9 @@ def evaluate_command(
     recipe: Path, data: Path, json_file: Path | None, report: Path | None, bit_depth: int | None
 ) -> None:
     """Measure RECIPE on the test images of DATA, through the exported graph as it runs beside the line."""
-    loaded = read_recipe(recipe)
-    trained_on = loaded.view.bit_depth
-    dataset = read_dataset(data, bit_depth=bit_depth or (trained_on if trained_on > 8 else None))
-    if not dataset.test:
-        raise InputError(f"{data}: no test images found: need folders test/good and test/DEFECT")
-    images, evaluation = _evaluated(loaded, dataset)
-    _print_evaluation(evaluation)
-    if json_file is not None:
-        _write(json_file, json.dumps({"recipe": loaded.digest, **evaluation.as_dict()}, indent=1) + "\n")
-    if report is not None:
-        good = loaded.metrics.get("good_scores", [])
-        _write(report, _report(loaded, evaluation, images, good, ()))
-        say(f"report: {report}")
+    from trainer import session
+
+    session.measure(recipe, data, json_file=json_file, report=report, bit_depth=bit_depth)
 
 
 @commands.command("report", epilog="Example: taktsight-trainer report flange.recipe --out flange.html")
@@ -185,122 +159,15 @@ def evaluate_command(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="HTML file to write.")
 def report_command(recipe: Path, out: Path) -> None:
     """Take the HTML report out of RECIPE."""
-    _write(out, read_recipe(recipe).report)
+    from trainer import session
+
+    session.write_text(out, read_recipe(recipe).report)
     say(f"report: {out}")
 
 
 def main() -> None:
     """Entry point of the console script."""
     run_command(commands, "taktsight-trainer")
-
-
-def _finish(result: FitResult, dataset: Dataset, request: FitRequest, fit_s: float) -> None:
-    """Measure where there are test images, write recipe and report, and tell the user what came out."""
-    recipe = result.recipe
-    images, evaluation = held_out_images(result), None
-    if dataset.test:
-        images, evaluation = _evaluated(recipe, dataset)
-    metrics = {
-        "good_scores": result.good_scores.tolist(),
-        "parity": {"score": result.parity.worst_score, "map": result.parity.worst_peak},
-        "evaluation": None if evaluation is None else evaluation.as_dict(),
-    }
-    scores = result.good_scores.tolist()
-    recipe = replace(
-        recipe, metrics=metrics, report=_report(recipe, evaluation, images, scores, result.notes, str(result.parity))
-    )
-    digest = write_recipe(request.recipe, recipe)
-    report_file = request.recipe.with_name(f"{request.recipe.name}.html")
-    _write(report_file, recipe.report)
-    for text in result.notes:
-        note(text)
-    _print_recipe(recipe, digest, result, request, fit_s)
-    if evaluation is not None:
-        _print_evaluation(evaluation)
-    say(f"report: {report_file}")
-
-
-def _evaluated(recipe: Recipe, dataset: Dataset) -> tuple[list[ScoredImage], Evaluation]:
-    with progress_bars() as progress:
-        images = scored_images(recipe, dataset.test, Pictures(dataset.photometric), progress)
-    return images, evaluate(images, recipe.thresholds.score)
-
-
-def _report(  # noqa: PLR0917 gathers what the page shows
-    recipe: Recipe,
-    evaluation: Evaluation | None,
-    images: Sequence[ScoredImage],
-    good_scores: Sequence[float],
-    notes: Sequence[str],
-    parity: str = "",
-) -> str:
-    limits = recipe.thresholds
-    view = recipe.view
-    facts = {
-        "good images": str(recipe.training.get("good_images", "?")),
-        "detector input": f"{view.width}x{view.height} px, {'colour' if view.colour else 'gray'}",
-        "registration": str(recipe.training.get("registration", "?")),
-        "false reject rate": f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} "
-        f"with 95 % confidence (n = {limits.n_good})",
-        "thresholds fitted on": limits.fitted_on,
-    }
-    if parity:
-        facts["export parity"] = parity
-    return render_report(
-        ReportFacts(recipe.product, recipe.detector, facts, notes),
-        evaluation,
-        images,
-        threshold=limits.score,
-        map_threshold=limits.map,
-        good_scores=np.asarray(good_scores, dtype=np.float64),
-    )
-
-
-def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRequest, fit_s: float) -> None:
-    limits = recipe.thresholds
-    table = Table(show_header=False, title=f"{recipe.product}: {recipe.detector}", title_justify="left")
-    table.add_row("recipe", f"{request.recipe} ({request.recipe.stat().st_size / 1e6:.1f} MB)")
-    table.add_row("digest", digest)
-    table.add_row("learnt from", f"{recipe.training['good_images']} good images in {fit_s:.0f} s")
-    table.add_row("registration", str(recipe.training["registration"]))
-    table.add_row("export parity", str(result.parity))
-    table.add_row("threshold", f"{limits.score:.4g}, from {limits.n_good} good parts scored unseen")
-    table.add_row(
-        "good parts rejected",
-        f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} with 95 % confidence",
-    )
-    console.print(table)
-
-
-def _print_evaluation(evaluation: Evaluation) -> None:
-    table = Table(title="test images, exported graph", title_justify="left", show_header=False)
-    parts = f"{evaluation.n_good} good, {evaluation.n_defective} defective"
-    table.add_row("parts", parts)
-    table.add_row("AUROC / AP / best F1", " / ".join(
-        _figure(value) for value in (evaluation.auroc, evaluation.average_precision, evaluation.best_f1)
-    ))  # fmt: skip
-    table.add_row("pixel AUROC / AU-PRO", f"{_figure(evaluation.pixel_auroc)} / {_figure(evaluation.au_pro)}")
-    table.add_row("overkill", f"{_figure(evaluation.overkill)} of good parts diverted at the threshold")
-    table.add_row("escape", f"{_figure(evaluation.escape)} of defective parts passed at the threshold")
-    no_verdict = evaluation.n_no_verdict_good + evaluation.n_no_verdict_defective
-    table.add_row("no verdict", f"{no_verdict} parts")
-    console.print(table)
-    if evaluation.by_defect:
-        console.print(_defect_table(evaluation))
-
-
-def _defect_table(evaluation: Evaluation) -> Table:
-    table = Table(title="by defect type", title_justify="left")
-    for heading in ("type", "n", "detected", "recall", "precision", "AUROC"):
-        table.add_column(heading, justify="left" if heading == "type" else "right")
-    for name, figures in evaluation.by_defect.items():
-        row = (figures.recall, figures.precision, figures.auroc)
-        table.add_row(name, str(figures.n), str(figures.detected), *(_figure(value) for value in row))
-    return table
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -319,13 +186,6 @@ def _rectangle(text: str | None) -> Rectangle | None:
     if len(numbers) != 4 or not all(number.strip().isdigit() for number in numbers):
         raise click.BadParameter(f"{text!r} found, need X,Y,WIDTH,HEIGHT", param_hint="--region")
     return Rectangle(*(int(number) for number in numbers))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: give a file that can be written") from error
 
 
 if __name__ == "__main__":

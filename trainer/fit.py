@@ -34,6 +34,7 @@ FOLDS = 5
 REFERENCE_IMAGES = 60  # good images that the reference is learnt from
 PARITY_IMAGES = 16
 SELFTEST_IMAGES = 3
+STANDS_APART = 1.5  # times the next lower score
 MOST_UNREGISTERED = 0.1  # share of good images; above it the product does not register
 
 
@@ -150,17 +151,19 @@ def fitted_thresholds(learned: Learned, false_reject_rate: float) -> tuple[Thres
 
 
 def suspicious_notes(good_scores: NDArray[np.float64], names: Sequence[str]) -> list[str]:
-    """Return a note naming good images that score unlike the others: one defective part among them lifts the threshold.
+    """Return a note naming good images that stand apart: one defective part among them lifts the threshold.
 
-    Unlike: above the upper quartile by more than three times the distance of the quartiles (Tukey 1977, "far out").
+    Apart: at most 5 % of the images, the lowest of them with 1.5 times the score of the next. A long tail without such
+    a gap is a product's own variation.
     """
-    low, high = np.quantile(good_scores, [0.25, 0.75])
     order = np.argsort(-good_scores, kind="stable")
-    far_out = [names[index] for index in order if good_scores[index] > high + 3.0 * (high - low)]
-    if not far_out:
+    scores = good_scores[order]
+    gaps = [rank for rank in range(1, max(2, len(scores) // 20 + 1)) if scores[rank - 1] > STANDS_APART * scores[rank]]
+    if not gaps:
         return []
+    apart = [names[index] for index in order[: max(gaps)]]
     return [
-        f"good images that score far above the others ({len(far_out)}): {', '.join(far_out[:5])}. See the report: "
+        f"good images whose scores stand apart from the others ({len(apart)}): {', '.join(apart[:5])}. See the report: "
         "a defective part among the good ones lifts the threshold: take it out and fit again"
     ]
 

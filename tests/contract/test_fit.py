@@ -121,12 +121,12 @@ def test_the_threshold_is_the_conformal_rank_of_the_held_out_scores() -> None:
     assert notes == []
 
 
-def test_good_images_far_above_the_others_are_named() -> None:
-    scores = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 9.0, 1.5])
-    names = [f"{number}.png" for number in range(7)]
-    (text,) = suspicious_notes(scores, names)
-    assert "5.png" in text
-    assert suspicious_notes(scores[scores < 2], names) == []
+def test_a_good_image_that_stands_apart_is_named_and_a_long_tail_is_not() -> None:
+    tail = np.geomspace(1.0, 4.0, 40)
+    names = [f"{number}.png" for number in range(41)]
+    (text,) = suspicious_notes(np.array([*tail, 7.0]), names)
+    assert "(1): 40.png." in text
+    assert suspicious_notes(np.array([*tail, 4.5]), names) == []
 
 
 @pytest.mark.parametrize("count", [1, 4])
