@@ -94,7 +94,7 @@ ENGINES: dict[str, Callable[[bytes, EngineSettings], Engine]] = {
 
 
 def _automatic() -> str:
-    """OpenVINO is the quicker one on x86-64 and has no advantage on aarch64 (docs/engines.md)."""
+    """OpenVINO was the quicker one on x86-64 (benchmarks/latency.py); elsewhere ONNX Runtime is the safe choice."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return "openvino" if x86 and importlib.util.find_spec("openvino") is not None else "onnxruntime"
 
