@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format accuracy latency clean
+.PHONY: demo test check format clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
@@ -21,12 +21,6 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-accuracy: $(STAMP)
-	$(BIN)/python benchmarks/accuracy.py --data $(DATA) --out benchmarks/results/accuracy.csv
-
-latency: $(STAMP)
-	$(BIN)/python benchmarks/latency.py
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -25,7 +25,6 @@ LITE0_STAGES = (
     (3, 5, 1, 6, 112),
     (4, 5, 2, 6, 192),
 )
-LITE0_STRIDES = (2, 4, 8, 16, 16, 32)
 
 
 class SameConv(nn.Conv2d):
@@ -103,9 +102,6 @@ def lite0(stages: Sequence[int], weights: Path | None = None) -> Lite0:
     source = weights or _packaged_weights()
     network.load_state_dict(_renamed(_checked_state(source), network))
     return network.eval().requires_grad_(False)
-
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"lite0": lite0}
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
+from pages import Page
 
 from calibration.chart import number
 from calibration.errors import InputError
@@ -18,35 +18,6 @@ from trainer.report import ReportFacts, figure, percent, render_report, verdict,
 
 THRESHOLD = 1.0
 FACTS = ReportFacts("bottle", "patch_memory", {"Image": "64 x 64"}, ("Only 40 good parts.",))
-VOID = {"meta", "img", "br", "rect", "line", "path"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order, and collects them with their attributes, and the text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        assert self.open == []
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data + " "
 
 
 def part(label: str, number: int, score: float | None, *, size: int = 64, bare: bool = False, reason: str = ""):

@@ -6,12 +6,12 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from pages import Page
 
 from agent.archive import PICTURES, VERDICTS, Archive, ArchiveSettings
 from agent.messages import Origin, verdict_message
@@ -24,32 +24,6 @@ from calibration.frame import Frame
 
 ORIGIN = Origin("cell7", "0123456789ab", "flange", "d" * 64, "openvino f32, 2 threads", False, "reject")
 SIX = datetime(2025, 3, 4, 6, 0, 0, tzinfo=UTC)
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are closed in order, and collects them with their attributes, and the text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        assert self.open == []
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data + " "
 
 
 def judged(number: int, score: float, **more) -> Verdict:

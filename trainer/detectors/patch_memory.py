@@ -22,7 +22,6 @@ from trainer.backbones import lite0
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
 
 STAGES = (2, 4)  # of Lite0: 40 channels at stride 8, 112 at stride 16
-STRIDE = 8
 TOP_SHARE = 0.003  # of the map's cells, for the score: 3 of 32 x 32
 FLOOR = 0.3  # share of the mean deviation added to every place's own
 CANDIDATES = 30_000  # patches that the coreset is chosen from
