@@ -4,7 +4,10 @@ TaktsightError
 ├── CameraError        8   the camera is gone or delivers nonsense: no verdict for its parts, reconnect
 │   └── EndOfFrames    -   a finite source (a folder) has no more: stop cleanly
 ├── EngineError        9   the engine cannot load the recipe or does not reproduce its answers: stop
-└── BrokerError       10   the broker refuses us for good (password, ACL): inspection goes on, verdicts wait
+├── BrokerError       10   the broker refuses us for good (password, ACL): inspection goes on, verdicts wait
+├── CommandError       -   a command cannot be carried out as things are: the reply says why
+└── StorageError      13   the outbox or the log of commands cannot be used: do not start
+    └── OutboxFull     -   verdicts cannot be stored any more: hold the line, keep what we have
 """
 
 from calibration.errors import TaktsightError
@@ -30,3 +33,17 @@ class BrokerError(TaktsightError):
     """The MQTT broker cannot be used as configured."""
 
     exit_code = 10
+
+
+class CommandError(TaktsightError):
+    """A command cannot be carried out as things are; nothing was changed."""
+
+
+class StorageError(TaktsightError):
+    """A file in which the station remembers (verdicts that wait, commands, captured frames) cannot be used."""
+
+    exit_code = 13
+
+
+class OutboxFull(StorageError):
+    """No room for another verdict, on the disk or within the limit of station.yaml."""

@@ -1,16 +1,17 @@
 """What the plant is told: one JSON object per verdict, one per change of the station's status.
 
 Field names are those of OPC 40100-1 (machine vision, ResultDataType) where it has them, in camelCase throughout.
-The verdict's contract is `agent/verdict.schema.json`; (station, epoch, seq) identifies a verdict for ever.
+The contracts are in `agent/interface/`; (station, epoch, seq) identifies a verdict for ever.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil, isnan
@@ -20,13 +21,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.clock import Stamp
 from agent.verdict import Outcome, Reason, Region, Verdict
 from calibration.heatmap import FULL_SCALE, levels
 from calibration.registration import Registration
 
 VERDICT_SCHEMA = "taktsight.verdict/1"
+MISSING_SCHEMA = "taktsight.missing/1"
 STATUS_SCHEMA = "taktsight.status/1"
-STATES = ("starting", "ready", "running", "stopped", "offline")
+STATES = ("starting", "ready", "running", "paused", "halted", "stopped", "offline")
 JPEG_QUALITY = 90  # 256 x 256: 3.7 KB, 0.2 ms, error up to 3 of 255 levels
 MAX_REGIONS = 32
 MAX_DETAIL_CHARACTERS = 500
@@ -34,7 +37,7 @@ MAX_DETAIL_CHARACTERS = 500
 LINE_ACTION_FOR_POLICY = {"reject": "divert", "pass": "accept", "stop": "divert"}
 """What the line is told about a part without verdict, by `Origin.on_no_verdict`; `stop` also halts the station."""
 
-_ABORTED = frozenset({Reason.LATE, Reason.STOPPING, Reason.QUEUE_FULL})
+_ABORTED = frozenset({Reason.LATE, Reason.STOPPING, Reason.QUEUE_FULL, Reason.PAUSED, Reason.HALTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Origin:
     """Who speaks: the same for all messages of one run. Raises ValueError on a malformed field."""
 
     station: str
-    epoch: str  # 12 hex digits, new for every run: see new_epoch()
+    run: str  # 12 hex digits, new for every run of the agent: see new_id()
     recipe: str  # product name
     recipe_digest: str  # sha256, 64 hex digits
     engine: str  # "openvino f32, 2 threads"
@@ -53,12 +56,20 @@ class Origin:
         """Refuse what would make messages that consumers cannot trust."""
         if not self.station or not self.station.isprintable():
             raise ValueError(f"station {self.station!r}: want a name of printable characters")
-        if not re.fullmatch(r"[0-9a-f]{12}", self.epoch):
-            raise ValueError(f"epoch {self.epoch!r}: want 12 hex digits, as new_epoch() makes them")
+        if not re.fullmatch(r"[0-9a-f]{12}", self.run):
+            raise ValueError(f"run {self.run!r}: want 12 hex digits, as new_id() makes them")
         if not re.fullmatch(r"[0-9a-f]{64}", self.recipe_digest):
             raise ValueError(f"recipe_digest {self.recipe_digest!r}: want 64 hex digits")
         if self.on_no_verdict not in LINE_ACTION_FOR_POLICY:
             raise ValueError(f"on_no_verdict {self.on_no_verdict!r}: want one of {', '.join(LINE_ACTION_FOR_POLICY)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that a person should see to, while it lasts."""
+
+    code: str  # stable word for machines
+    detail: str  # one sentence: what was found, what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +84,8 @@ class HeatmapPayload:
     content_type: str = "image/jpeg"
 
 
-def new_epoch() -> str:
-    """Return 12 random hex digits: 48 bits, so that two runs of a station never share them."""
+def new_id() -> str:
+    """Return 12 random hex digits: 48 bits, so that two runs or two outboxes of a station never share them."""
     return secrets.token_hex(6)
 
 
@@ -105,18 +116,13 @@ def heatmap_payload(anomaly_map: NDArray[np.float32], map_threshold: float, size
 
 
 def verdict_message(
-    verdict: Verdict,
-    origin: Origin,
-    *,
-    seq: int,
-    created_utc: datetime,
-    heatmap: HeatmapPayload | None = None,
+    verdict: Verdict, origin: Origin, stamp: Stamp, heatmap: HeatmapPayload | None = None
 ) -> dict[str, Any]:
-    """Return the verdict as the JSON object of `verdict.schema.json`.
+    """Return the verdict as the JSON object of `verdict.schema.json`, but for its key: the outbox numbers it.
 
-    seq: counts the verdicts of one epoch from 1, without gaps. created_utc: aware, for people only.
+    stamp: when it was decided.
 
-    Raises ValueError if a pass or reject carries a NaN score, or created_utc has no time zone.
+    Raises ValueError if a pass or reject carries a NaN score, or the stamp has no time zone.
     """
     score, threshold = _number(verdict.score), _number(verdict.threshold)
     if verdict.outcome is not Outcome.NO_VERDICT and (score is None or threshold is None):
@@ -126,10 +132,14 @@ def verdict_message(
     return {
         "schema": VERDICT_SCHEMA,
         "station": origin.station,
-        "epoch": origin.epoch,
-        "seq": seq,
-        **_opc_fields(verdict, origin, seq=seq, created_utc=created_utc),
+        "epoch": None,
+        "seq": None,
+        **_opc_fields(verdict, origin, stamp),
+        "run": origin.run,
         "trigger": verdict.trigger_id,
+        "monotonicMs": round(stamp.monotonic_ms, 3),
+        "clockStepMs": round(stamp.clock_step_ms, 3),
+        "clockSynchronized": stamp.synchronized,
         "outcome": str(verdict.outcome),
         "reason": str(verdict.reason),
         "detail": verdict.detail[:MAX_DETAIL_CHARACTERS],
@@ -142,7 +152,35 @@ def verdict_message(
         "latencyMs": _number(verdict.latency_ms),
         "recipeDigest": origin.recipe_digest,
         "engine": origin.engine,
-        "heatmap": None if heatmap is None else _heatmap_link(heatmap, seq),
+        "heatmap": None if heatmap is None else _heatmap_link(heatmap),
+    }
+
+
+def numbered(message: dict[str, Any], *, epoch: str, seq: int) -> dict[str, Any]:
+    """Return a verdict message with its key: seq counts the verdicts of one epoch from 1, without gaps."""
+    link = message["heatmap"]
+    return {
+        **message,
+        "epoch": epoch,
+        "seq": seq,
+        "resultId": f"{message['station']}/{epoch}/{seq}",
+        "heatmap": None if link is None else {**link, "topic": heatmap_topic(seq)},
+    }
+
+
+def missing_message(
+    station: str, *, epoch: str, first: int, last: int, why: str, created_utc: datetime | None = None
+) -> dict[str, Any]:
+    """Return the notice that stands in for verdicts first..last of an epoch, which never come; it has seq first."""
+    return {
+        "schema": MISSING_SCHEMA,
+        "station": station,
+        "epoch": epoch,
+        "seq": first,
+        "first": first,
+        "last": last,
+        "why": why[:MAX_DETAIL_CHARACTERS],
+        "creationTime": _timestamp(created_utc or datetime.now(UTC)),
     }
 
 
@@ -152,8 +190,9 @@ def status_message(
     *,
     created_utc: datetime | None = None,
     counters: Mapping[str, int] | None = None,
+    alarms: Sequence[Alarm] = (),
 ) -> dict[str, Any]:
-    """Return the station's status; the publisher adds `undelivered` and `delivery` when it sends it.
+    """Return what the station says of itself; the publisher adds what it knows of outbox and delivery when it sends it.
 
     state: one of STATES; `offline` is the last will, written in advance and therefore without a time.
     counters: whatever the agent counts, by name.
@@ -166,7 +205,7 @@ def status_message(
     return {
         "schema": STATUS_SCHEMA,
         "station": origin.station,
-        "epoch": origin.epoch,
+        "run": origin.run,
         "state": state,
         "creationTime": created,
         "internalRecipeId": origin.recipe,
@@ -175,7 +214,18 @@ def status_message(
         "isSimulated": origin.simulated,
         "onNoVerdict": origin.on_no_verdict,
         "counters": dict(counters or {}),
+        "alarms": alarm_fields(alarms),
     }
+
+
+def alarm_fields(alarms: Iterable[Alarm]) -> list[dict[str, str]]:
+    """Return alarms as they stand in a status."""
+    return [{"code": alarm.code, "detail": alarm.detail[:MAX_DETAIL_CHARACTERS]} for alarm in alarms]
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """Return the message as it travels: compact JSON, UTF-8; half a surrogate becomes "?". Raises ValueError on NaN."""
+    return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(errors="replace")
 
 
 def heatmap_topic(seq: int) -> str:
@@ -190,12 +240,12 @@ def line_action(outcome: Outcome, on_no_verdict: str) -> str:
     return "accept" if outcome is Outcome.PASS else "divert"
 
 
-def _opc_fields(verdict: Verdict, origin: Origin, *, seq: int, created_utc: datetime) -> dict[str, Any]:
+def _opc_fields(verdict: Verdict, origin: Origin, stamp: Stamp) -> dict[str, Any]:
     """Return the fields of OPC 40100-1 ResultDataType; those that this version has no source for are None."""
     stage_ms = {name: _number(duration) for name, duration in verdict.stage_ms.items()}
     total_ms = _number(sum(verdict.stage_ms.values())) if stage_ms else None
     return {
-        "resultId": f"{origin.station}/{origin.epoch}/{seq}",
+        "resultId": None,
         "isPartial": False,
         "isSimulated": origin.simulated,
         "resultState": _result_state(verdict.reason),
@@ -205,7 +255,7 @@ def _opc_fields(verdict: Verdict, origin: Origin, *, seq: int, created_utc: date
         "partId": verdict.part_id,
         "measId": None,
         "productId": origin.recipe,
-        "creationTime": _timestamp(created_utc),
+        "creationTime": _timestamp(stamp.created_utc),
         "processingTimes": {"processingDuration": total_ms, "stageMs": stage_ms},
     }
 
@@ -244,10 +294,10 @@ def _registration_fields(registration: Registration) -> dict[str, Any]:
     }
 
 
-def _heatmap_link(heatmap: HeatmapPayload, seq: int) -> dict[str, Any]:
-    """Return where the heatmap is published, relative to the station's root, and how to check it."""
+def _heatmap_link(heatmap: HeatmapPayload) -> dict[str, Any]:
+    """Return how to find the heatmap, below the station's root once it is numbered, and how to check it."""
     return {
-        "topic": heatmap_topic(seq),
+        "topic": None,
         "sha256": heatmap.sha256,
         "contentType": heatmap.content_type,
         "width": heatmap.width,

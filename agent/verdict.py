@@ -30,6 +30,8 @@ class Reason(StrEnum):
     BAD_FRAME = "bad_frame"  # wrong size, wrong channels, light out of range
     QUEUE_FULL = "queue_full"  # triggers came faster than parts can be inspected
     CAMERA_DOWN = "camera_down"  # the camera is not connected
+    PAUSED = "paused"  # somebody asked the station to wait: detail says why
+    HALTED = "halted"  # the station can no longer keep its promises: detail says why, a person must look
     STOPPING = "stopping"  # the agent was asked to stop with this part under way
     FAULT = "fault"  # anything else went wrong: detail and the log say what
 
@@ -63,6 +65,7 @@ class Verdict:
     picture: NDArray[np.float32] | None = None  # (h, w) or (h, w, 3) reflectance: what the detector saw
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # what each stage took, in order
     latency_ms: float | None = None  # trigger to decision, filled in by the loop
+    decided_ns: int | None = None  # time.monotonic_ns() of the decision, filled in by the loop
 
     def __post_init__(self) -> None:
         """Raises ValueError where outcome and reason contradict each other."""

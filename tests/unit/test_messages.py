@@ -7,32 +7,39 @@ import cv2
 import numpy as np
 import pytest
 
+from agent.clock import Stamp
 from agent.messages import (
+    MAX_DETAIL_CHARACTERS,
     MAX_REGIONS,
+    Alarm,
     Origin,
+    encode,
     heatmap_payload,
-    new_epoch,
+    missing_message,
+    new_id,
+    numbered,
     status_message,
     verdict_message,
 )
-from agent.publisher import Backlog, Kind, MemoryPublisher, Parcel, Publisher, Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
 from calibration.registration import Registration
 
 ORIGIN = Origin(
     station="cell7",
-    epoch="0123456789ab",
+    run="0123456789ab",
     recipe="bottle",
     recipe_digest="d" * 64,
     engine="openvino f32, 2 threads",
     simulated=False,
     on_no_verdict="reject",
 )
-NOON = datetime(2025, 3, 4, 12, 0, 0, 7000, tzinfo=UTC)
+NOON = datetime(2026, 11, 22, 12, 0, 0, 7000, tzinfo=UTC)
+STAMP = Stamp(NOON, 1500.25, -3_600_000.0, True)
+EPOCH = "5f0c61a2b9de"
 
 
-def message(verdict, origin=ORIGIN, **more):
-    return verdict_message(verdict, origin, seq=1, created_utc=NOON, **more)
+def message(verdict, origin=ORIGIN, stamp=STAMP, **more):
+    return verdict_message(verdict, origin, stamp, **more)
 
 
 def passed(**fields):
@@ -43,26 +50,55 @@ def unanswered(reason=Reason.LATE):
     return Verdict(7, Outcome.NO_VERDICT, reason)
 
 
-def test_a_verdict_carries_its_key_and_the_opc_names():
-    sent = verdict_message(passed(part_id="S/N 5"), ORIGIN, seq=12, created_utc=NOON)
-    assert (sent["station"], sent["epoch"], sent["seq"]) == ("cell7", "0123456789ab", 12)
-    assert sent["resultId"] == "cell7/0123456789ab/12"
+def test_a_verdict_has_no_key_until_the_outbox_numbers_it():
+    waiting = message(passed(), heatmap=heatmap_payload(np.zeros((8, 8), np.float32), 1.0))
+    assert (waiting["epoch"], waiting["seq"], waiting["resultId"]) == (None, None, None)
+    assert waiting["heatmap"]["topic"] is None
+    sent = numbered(waiting, epoch=EPOCH, seq=12)
+    assert (sent["station"], sent["epoch"], sent["seq"]) == ("cell7", EPOCH, 12)
+    assert sent["resultId"] == f"cell7/{EPOCH}/12"
+    assert sent["heatmap"]["topic"] == "heatmap/12"
+    assert waiting["seq"] is None
+
+
+def test_numbering_changes_the_key_and_nothing_else():
+    waiting = message(passed())
+    changed = {field for field, value in numbered(waiting, epoch=EPOCH, seq=1).items() if value != waiting[field]}
+    assert changed == {"epoch", "seq", "resultId"}
+
+
+def test_a_verdict_carries_the_opc_names_and_its_place_in_the_run():
+    sent = message(passed(part_id="S/N 5"))
     assert (sent["partId"], sent["internalRecipeId"], sent["isSimulated"]) == ("S/N 5", "bottle", False)
-    assert sent["creationTime"] == "2025-03-04T12:00:00.007Z"
+    assert (sent["run"], sent["trigger"]) == ("0123456789ab", 7)
+
+
+def test_a_verdict_says_what_both_clocks_said():
+    sent = message(passed())
+    assert sent["creationTime"] == "2026-11-22T12:00:00.007Z"
+    assert (sent["monotonicMs"], sent["clockStepMs"], sent["clockSynchronized"]) == (1500.25, -3_600_000.0, True)
 
 
 def test_times_are_given_in_utc_whatever_zone_they_came_in():
     berlin = NOON.astimezone(timezone(timedelta(hours=1)))
-    assert verdict_message(passed(), ORIGIN, seq=1, created_utc=berlin)["creationTime"] == "2025-03-04T12:00:00.007Z"
+    assert message(passed(), stamp=Stamp(berlin, 0.0))["creationTime"] == "2026-11-22T12:00:00.007Z"
 
 
 def test_a_time_without_zone_is_refused():
     with pytest.raises(ValueError, match="no time zone"):
-        verdict_message(passed(), ORIGIN, seq=1, created_utc=NOON.replace(tzinfo=None))
+        message(passed(), stamp=Stamp(NOON.replace(tzinfo=None), 0.0))
 
 
 @pytest.mark.parametrize(
-    ("reason", "state"), [(Reason.LATE, 3), (Reason.STOPPING, 3), (Reason.FRAME_LOST, 4), (Reason.FAULT, 4)]
+    ("reason", "state"),
+    [
+        (Reason.LATE, 3),
+        (Reason.STOPPING, 3),
+        (Reason.PAUSED, 3),
+        (Reason.HALTED, 3),
+        (Reason.FRAME_LOST, 4),
+        (Reason.FAULT, 4),
+    ],
 )
 def test_the_result_state_says_aborted_or_failed_for_a_part_without_verdict(reason, state):
     assert message(unanswered(reason))["resultState"] == state
@@ -116,8 +152,8 @@ def test_stage_times_are_sent_with_their_sum():
 
 def test_a_heatmap_is_linked_by_topic_and_digest():
     heatmap = heatmap_payload(np.zeros((64, 64), np.float32), 2.0)
-    link = message(passed(), heatmap=heatmap)["heatmap"]
-    assert link["topic"] == "heatmap/1"
+    link = numbered(message(passed(), heatmap=heatmap), epoch=EPOCH, seq=3)["heatmap"]
+    assert link["topic"] == "heatmap/3"
     assert link["sha256"] == hashlib.sha256(heatmap.data).hexdigest()
     assert (link["width"], link["height"], link["fullScale"]) == (64, 64, 4.0)
 
@@ -150,79 +186,45 @@ def test_a_nan_in_the_map_is_shown_as_the_highest_level_not_as_clear():
 
 @pytest.mark.parametrize(
     "field",
-    [{"station": ""}, {"epoch": "XYZ"}, {"recipe_digest": "12"}, {"on_no_verdict": "ignore"}, {"station": "a\nb"}],
+    [{"station": ""}, {"run": "XYZ"}, {"recipe_digest": "12"}, {"on_no_verdict": "ignore"}, {"station": "a\nb"}],
 )
 def test_a_malformed_origin_is_refused_by_the_name_of_its_field(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         replace(ORIGIN, **field)
 
 
-def test_epochs_are_twelve_hex_digits_and_differ():
-    epochs = {new_epoch() for _ in range(1000)}
-    assert len(epochs) == 1000
-    assert all(replace(ORIGIN, epoch=epoch) for epoch in epochs)
+def test_ids_are_twelve_hex_digits_and_differ():
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(replace(ORIGIN, run=one) for one in ids)
+
+
+def test_a_notice_of_missing_verdicts_stands_at_the_first_of_them():
+    notice = missing_message("cell7", epoch=EPOCH, first=5, last=9, why="x" * 900, created_utc=NOON)
+    assert (notice["seq"], notice["first"], notice["last"]) == (5, 5, 9)
+    assert notice["creationTime"] == "2026-11-22T12:00:00.007Z"
+    assert len(notice["why"]) == MAX_DETAIL_CHARACTERS
+
+
+def test_what_travels_is_compact_utf_8_and_half_a_character_does_not_stop_a_verdict():
+    assert encode({"partId": "Größe 5", "seq": 1}) == '{"partId":"Größe 5","seq":1}'.encode()
+    assert encode({"partId": "\ud800!"}) == b'{"partId":"?!"}'
+    with pytest.raises(ValueError, match="JSON"):
+        encode({"score": float("nan")})
 
 
 def test_a_status_says_who_and_what_and_the_last_will_has_no_time():
     running = status_message(ORIGIN, "running", created_utc=NOON, counters={"parts": 3})
     assert (running["station"], running["state"], running["counters"]) == ("cell7", "running", {"parts": 3})
-    assert running["creationTime"] == "2025-03-04T12:00:00.007Z"
+    assert running["creationTime"] == "2026-11-22T12:00:00.007Z"
     assert status_message(ORIGIN, "offline")["creationTime"] is None
+
+
+def test_a_status_lists_alarms_with_a_code_and_a_sentence():
+    halted = status_message(ORIGIN, "halted", alarms=[Alarm("halted", "disk full: free some space, then resume")])
+    assert halted["alarms"] == [{"code": "halted", "detail": "disk full: free some space, then resume"}]
 
 
 def test_an_unknown_state_is_refused():
     with pytest.raises(ValueError, match="asleep"):
         status_message(ORIGIN, "asleep")
-
-
-def test_the_publisher_in_memory_keeps_what_it_is_given():
-    publisher: Publisher = MemoryPublisher()
-    publisher.start()
-    heatmap = heatmap_payload(np.zeros((8, 8), np.float32), 1.0)
-    sent = message(passed(), heatmap=heatmap)
-    publisher.publish_verdict(sent, heatmap)
-    publisher.publish_status(status_message(ORIGIN, "running"))
-    assert publisher.stop(0.0) == Undelivered(verdicts=0, heatmaps=0)
-    assert publisher.verdicts == [sent]
-    assert publisher.heatmaps == {1: heatmap}
-    assert publisher.statuses[0]["state"] == "running"
-
-
-def parcel(kind, number, size_bytes=10):
-    return Parcel(kind, str(number), bytes(size_bytes), "")
-
-
-def filled(places, verdicts, *, heatmap_bytes=10):
-    backlog = Backlog(places)
-    for number in range(verdicts):
-        backlog.put(parcel(Kind.VERDICT, number), parcel(Kind.HEATMAP, number, heatmap_bytes))
-    return backlog
-
-
-def taken(backlog):
-    parcels = iter(backlog.take, None)
-    return [(item.kind, int(item.topic)) for item in parcels]
-
-
-def test_waiting_verdicts_go_before_heatmaps_each_oldest_first():
-    verdicts = [(Kind.VERDICT, number) for number in range(3)]
-    heatmaps = [(Kind.HEATMAP, number) for number in range(3)]
-    assert taken(filled(100, 3)) == verdicts + heatmaps
-
-
-def test_a_full_backlog_sheds_the_oldest_heatmaps_and_no_verdict():
-    backlog = filled(20, 15)
-    assert taken(backlog) == [(Kind.VERDICT, n) for n in range(15)] + [(Kind.HEATMAP, n) for n in range(10, 15)]
-    assert backlog.dropped == {Kind.HEATMAP: 10}
-
-
-def test_the_oldest_verdict_is_dropped_and_counted_only_when_verdicts_alone_fill_the_backlog():
-    backlog = filled(20, 23)
-    assert taken(backlog) == [(Kind.VERDICT, number) for number in range(3, 23)]
-    assert backlog.dropped == {Kind.HEATMAP: 23, Kind.VERDICT: 3}
-
-
-def test_large_heatmaps_are_shed_by_their_bytes():
-    backlog = filled(1000, 40, heatmap_bytes=2**20)
-    assert backlog.waiting(Kind.VERDICT) == 40
-    assert backlog.waiting(Kind.HEATMAP) == 32
