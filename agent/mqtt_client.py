@@ -9,6 +9,7 @@ from pathlib import Path
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from agent.delivery import CONSUMER_NAME
 from calibration.errors import SettingsError
 
 RECONNECT_MIN_S, RECONNECT_MAX_S = 1, 8
@@ -33,7 +34,9 @@ class MqttSettings:
     key_file: Path | None = None
     keepalive_s: int = 10  # the broker sends the last will after 1.5 times this
     heatmaps: bool = True
-    max_waiting_verdicts: int = 10_000  # places in memory, shared with heatmaps, which go first
+    consumers: tuple[
+        str, ...
+    ] = ()  # who must acknowledge each verdict on ack/{name}; none: the broker's word is enough
 
     def __post_init__(self) -> None:
         """Check every key."""
@@ -42,7 +45,11 @@ class MqttSettings:
         _require("port", 1 <= self.port <= 65535, f"{self.port} found, need 1 to 65535")
         _require("protocol", self.protocol in PROTOCOLS, f"{self.protocol} found, need 5, or 3 for MQTT 3.1.1")
         _require("keepalive_s", 1 <= self.keepalive_s <= 3600, f"{self.keepalive_s} found, need 1 to 3600")
-        _require("max_waiting_verdicts", self.max_waiting_verdicts >= 1, "need 1 or more")
+        for name in self.consumers:
+            _require(
+                "consumers", bool(CONSUMER_NAME.fullmatch(name)), f"{name!r} found, need 1 to 32 of A-Z a-z 0-9 _ -"
+            )
+        _require("consumers", len(set(self.consumers)) == len(self.consumers), "a name stands twice")
         _require("username", bool(self.username) or not self.password_file, "missing: password_file needs it")
         _require("ca_file", bool(self.ca_file) or not self.cert_file, "missing: cert_file needs it")
         _require("key_file", bool(self.key_file) == bool(self.cert_file), "cert_file and key_file go together")
@@ -67,23 +74,48 @@ def _is_host(host: str) -> bool:
         return False
 
 
-def build_client(settings: MqttSettings, client_id: str) -> paho.Client:
-    """Return a client with credentials, TLS and reconnection set up, not yet connected.
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the files of the settings hold: read once, good for any number of connections."""
 
-    Raises SettingsError if a password or certificate cannot be read.
-    """
+    password: str | None
+    tls: ssl.SSLContext | None
+
+
+def credential_files(settings: MqttSettings) -> tuple[Path, ...]:
+    """Return the files that load_credentials reads."""
+    files = (settings.ca_file, settings.cert_file, settings.key_file, settings.password_file)
+    return tuple(path for path in files if path is not None)
+
+
+def load_credentials(settings: MqttSettings) -> Credentials:
+    """Return password and TLS context. Raises SettingsError if a file cannot be read or they do not fit together."""
+    return Credentials(_password(settings.password_file), None if settings.ca_file is None else _tls(settings))
+
+
+def build_client(settings: MqttSettings, client_id: str) -> paho.Client:
+    """Return a client that connects again by itself, not yet connected. Raises SettingsError as load_credentials."""
+    client = new_client(settings, load_credentials(settings), client_id)
+    client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
+    return client
+
+
+def new_client(
+    settings: MqttSettings, credentials: Credentials, client_id: str, *, reconnect: bool = True
+) -> paho.Client:
+    """Return a client with credentials and TLS set up, not yet connected."""
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         protocol=PROTOCOLS[settings.protocol],
         clean_session=None if settings.protocol == 5 else True,
+        reconnect_on_failure=reconnect,
     )
-    client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
     client.connect_timeout = CONNECT_TIMEOUT_S
     if settings.username is not None:
-        client.username_pw_set(settings.username, _password(settings.password_file))
-    if settings.ca_file is not None:
-        _set_tls(client, settings)
+        client.username_pw_set(settings.username, credentials.password)
+    if credentials.tls is not None:
+        client.tls_set_context(credentials.tls)
     return client
 
 
@@ -107,12 +139,28 @@ def _password(path: Path | None) -> str | None:
     return lines[0]
 
 
-def _set_tls(client: paho.Client, settings: MqttSettings) -> None:
+class _ClosingSocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails: paho forgets to."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+
+def _tls(settings: MqttSettings) -> ssl.SSLContext:
     files = {"ca_file": settings.ca_file, "cert_file": settings.cert_file, "key_file": settings.key_file}
     for key, path in files.items():
         _require(key, path is None or path.is_file(), f"{path} is not a file")
-    ca, cert, key_path = (None if path is None else str(path) for path in files.values())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and name
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _ClosingSocket
     try:
-        client.tls_set(ca_certs=ca, certfile=cert, keyfile=key_path)
-    except (OSError, ssl.SSLError) as error:
+        context.load_verify_locations(settings.ca_file)
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file, password="")  # never asks at a terminal
+    except (OSError, ValueError) as error:
         raise SettingsError(f"mqtt.ca_file, cert_file, key_file: {error}: need PEM files that match") from error
+    return context

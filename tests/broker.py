@@ -102,6 +102,11 @@ class Mosquitto:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
+    def signal(self, number: int) -> None:
+        """Send it a signal: SIGHUP to read its lists again, SIGCONT to thaw it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """End it, frozen or not; does nothing if it does not run."""
         self._end(signal.SIGKILL)
@@ -131,14 +136,16 @@ class Received:
 class Consumer:
     """An MES that subscribes with a session that outlives its connections, and keeps all it gets in `received`."""
 
-    def __init__(self, port: int, topic: str, *, protocol: int = 5, username: str | None = None) -> None:
+    def __init__(
+        self, port: int, topic: str, *, name: str = "mes", protocol: int = 5, username: str | None = None
+    ) -> None:
         self.received: list[Received] = []
         self._topic = topic
         self._subscribed = threading.Event()
         v5 = protocol == 5
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
-            client_id="mes",
+            client_id=name,
             protocol=mqtt.MQTTv5 if v5 else mqtt.MQTTv311,
             clean_session=None if v5 else False,
         )
@@ -157,6 +164,14 @@ class Consumer:
     def on(self, ending: str) -> list[Received]:
         """Return what came on topics with this ending or, given `/x/`, below this level."""
         return [item for item in list(self.received) if item.topic.endswith(ending) or ending in item.topic]
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> None:
+        """Publish and wait until the broker has it."""
+        properties = None
+        if correlation is not None:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.CorrelationData = correlation
+        self._client.publish(topic, payload, 1, retain, properties).wait_for_publish(5)
 
     def stop(self) -> None:
         """Disconnect."""

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
@@ -13,17 +12,20 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
 
+from agent.clock import Stamp
 from agent.errors import BrokerError
-from agent.messages import Origin, new_epoch, verdict_message
-from agent.mqtt import MqttPublisher, MqttSettings
+from agent.messages import Origin, new_id, verdict_message
+from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
+from agent.outbox import Outbox, OutboxSettings
 from agent.publisher import Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
 from agent.watch import watch
 from tests.broker import Consumer, Mosquitto, free_port, wait_until
+from tests.verdicts import NOON, sent
 
 ROOT = "acme/plant1/hall2/line3/cell7"
 PROJECT = Path(__file__).parents[2]
-ORIGIN = Origin("cell7", new_epoch(), "bottle", "d" * 64, "onnx", simulated=True, on_no_verdict="reject")
+ORIGIN = Origin("cell7", new_id(), "bottle", "d" * 64, "onnx", simulated=True, on_no_verdict="reject")
 needs_broker = pytest.mark.broker
 
 
@@ -48,9 +50,7 @@ def three_outcomes():
     )
     late = Verdict(3, Outcome.NO_VERDICT, Reason.LATE, detail="210 ms, 200 allowed")
     verdicts = [Verdict(1, Outcome.PASS, Reason.SCORE, score=0.25, threshold=0.5, latency_ms=31.5), rejected, late]
-    return [
-        verdict_message(verdict, ORIGIN, seq=verdict.trigger_id, created_utc=datetime.now(UTC)) for verdict in verdicts
-    ]
+    return [sent(verdict, ORIGIN, verdict.trigger_id) for verdict in verdicts]
 
 
 def bad_payloads(good):
@@ -141,21 +141,26 @@ def test_watch_says_that_no_broker_was_found():
         watch(settings, count=1, timeout_s=0.2, console=Console(file=io.StringIO()))
 
 
-def test_the_demo_broker_carries_verdicts_and_ends_when_asked():
+def test_the_demo_broker_carries_verdicts_and_ends_when_asked(tmp_path):
     pytest.importorskip("amqtt", reason="amqtt is not installed: run `pip install taktsight[demo]`")
     port = free_port()
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, str(PROJECT / "demo" / "broker.py"), str(port)], **quiet) as process:
         assert process.stdout.readline() == b"ready\n"
         mes = Consumer(port, f"{ROOT}/#", protocol=3)
-        station = MqttPublisher(MqttSettings(topic=ROOT, port=port, protocol=3), ORIGIN)
+        settings = MqttSettings(topic=ROOT, port=port, protocol=3)
+        outbox = Outbox(OutboxSettings(tmp_path), "cell7")
+        outbox.set_consumers(outbox_consumers(settings))
+        station = MqttPublisher(settings, ORIGIN, outbox)
         station.start()
-        for message in three_outcomes():
-            station.publish_verdict(message, None)
+        verdicts = [Verdict(seq, Outcome.NO_VERDICT, Reason.LATE) for seq in (1, 2, 3)]
+        outbox.store([(verdict_message(verdict, ORIGIN, Stamp(NOON, 0.0)), None) for verdict in verdicts])
+        station.wake()
         assert station.stop(8.0) == Undelivered(verdicts=0, heatmaps=0)
         wait_until(lambda: [json.loads(item.payload)["seq"] for item in mes.on("/verdict")] == [1, 2, 3])
         wait_until(lambda: json.loads(mes.on("/status")[-1].payload)["state"] == "stopped")
         mes.stop()
+        outbox.close()
         process.send_signal(signal.SIGTERM)
         _, complaints = process.communicate(timeout=5)
         assert (process.returncode, complaints) == (0, b"")

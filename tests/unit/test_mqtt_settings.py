@@ -3,12 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.messages import Origin, new_epoch
-from agent.mqtt import MqttPublisher, MqttSettings
+from agent.mqtt_client import MqttSettings, credential_files, load_credentials
 from calibration.errors import SettingsError
 
 ROOT = "acme/plant1/hall2/line3/cell7"
-ORIGIN = Origin("cell7", new_epoch(), "bottle", "d" * 64, "onnx", simulated=True, on_no_verdict="reject")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +26,12 @@ ORIGIN = Origin("cell7", new_epoch(), "bottle", "d" * 64, "onnx", simulated=True
         ("port", {"port": 0}),
         ("protocol", {"protocol": 4}),
         ("keepalive_s", {"keepalive_s": 0}),
-        ("max_waiting_verdicts", {"max_waiting_verdicts": 0}),
+        ("consumers", {"consumers": ("mes", "")}),
+        ("consumers", {"consumers": ("a/b",)}),
+        ("consumers", {"consumers": ("+",)}),
+        ("consumers", {"consumers": ("x" * 33,)}),
+        ("consumers", {"consumers": ("mes\n",)}),
+        ("consumers", {"consumers": ("mes", "archive", "mes")}),
         ("username", {"password_file": Path("x")}),
         ("ca_file", {"cert_file": Path("x"), "key_file": Path("x")}),
         ("key_file", {"ca_file": Path("x"), "cert_file": Path("x")}),
@@ -50,4 +53,14 @@ def test_a_setting_that_can_never_work_is_refused_by_its_key(key, settings):
 )
 def test_a_password_or_certificate_that_cannot_be_read_is_refused_by_its_key(key, settings):
     with pytest.raises(SettingsError, match=rf"^mqtt\.{key}"):
-        MqttPublisher(MqttSettings(topic=ROOT, **settings), ORIGIN)
+        load_credentials(MqttSettings(topic=ROOT, **settings))
+
+
+def test_consumers_are_named_by_letters_digits_dashes_and_underscores():
+    assert MqttSettings(topic=ROOT, consumers=("mes", "Archive_2", "x" * 32)).consumers[0] == "mes"
+
+
+def test_without_files_there_are_no_credentials():
+    settings = MqttSettings(topic=ROOT)
+    assert credential_files(settings) == ()
+    assert (load_credentials(settings).password, load_credentials(settings).tls) == (None, None)
