@@ -22,10 +22,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml subscriber/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,demo,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,demo,dev]' --editable './subscriber[postgresql]'
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -14,9 +15,10 @@ from rich.table import Table
 from agent.config import read_station
 from agent.doctor import examine
 from agent.engine import ENGINES, TOLERANCES, EngineSettings, open_engine
-from agent.errors import EndOfFrames
+from agent.errors import EndOfFrames, StorageError
 from agent.loop import Tally
 from agent.mqtt_client import MqttSettings
+from agent.outbox_command import show_commands, show_outbox
 from agent.pipeline import Pipeline
 from agent.replay import part_score, replay, replay_items, write_heatmap
 from agent.shift_report import write_shift_report
@@ -47,19 +49,23 @@ def run_command_line(station: Path, count: int | None) -> None:
     running = RunningStation(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.line.stop())
-    say(f"{settings.name}: {running.recipe.product} on {running.engine.label}, every {settings.beat.takt_ms:g} ms")
+    say(f"{settings.name}: {running.origin.recipe} on {running.origin.engine}, every {settings.beat.takt_ms:g} ms")
     tally, undelivered = running.run(count)
     _print_tally(tally)
     if undelivered.verdicts or undelivered.heatmaps:
         note(
-            f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps were not confirmed by the broker; "
-            + ("the archive has the verdicts" if settings.archive is not None else "set `archive:` to keep them")
+            f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps wait in the outbox and go out when "
+            f"the station runs again: {settings.outbox.folder}"
         )
     if settings.archive is not None:
         report = settings.archive.folder / "report.html"
-        title = f"{settings.name}: {running.recipe.product}"
+        title = f"{settings.name}: {running.origin.recipe}"
         write_shift_report(settings.archive.folder, report, title=title, deadline_ms=settings.beat.deadline_ms)
         say(f"report: {report}")
+    if running.lost:
+        raise StorageError(
+            f"{running.lost} verdicts could not be stored and are lost: see the alarms above, free the disk"
+        )
 
 
 @commands.command("replay", epilog="Example: taktsight-agent replay flange.recipe images/test --scores flange.scores")
@@ -138,13 +144,16 @@ def capture_command(station: Path, out: Path, count: int) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=1883, show_default=True)
 @click.option("--protocol", type=click.Choice(["5", "3"]), default="5", show_default=True, help="3 is MQTT 3.1.1.")
+@click.option("--username", help="Needs --password-file.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="Its first line is the password.")
+@click.option("--ca-file", type=click.Path(path_type=Path), help="Given: TLS.")
+@click.option("--cert-file", type=click.Path(path_type=Path), help="With --key-file: show this certificate.")
+@click.option("--key-file", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many verdicts.")
 @click.option("--timeout", type=float, help="Stop after so many seconds.")
-def watch_command(  # noqa: PLR0917 one parameter per option
-    topic: str, host: str, port: int, protocol: str, count: int | None, timeout: float | None
-) -> None:
-    """Show the verdicts of the station at TOPIC as they come over MQTT."""
-    settings = MqttSettings(topic=topic, host=host, port=port, protocol=int(protocol))
+def watch_command(topic: str, protocol: str, count: int | None, timeout: float | None, **connection: Any) -> None:
+    """Show the verdicts of the station at TOPIC as they come over MQTT; to keep them, see taktsight-subscribe."""
+    settings = MqttSettings(topic=topic, protocol=int(protocol), **connection)
     watch(settings, count=count, timeout_s=timeout, console=console)
 
 
@@ -155,6 +164,25 @@ def report_command(archive: Path, out: Path) -> None:
     """Make a page of what a station archived: verdicts, causes, latencies, pictures."""
     summary = write_shift_report(archive, out)
     say(f"{summary.parts} parts; report: {out}")
+
+
+@commands.command("outbox", epilog="Example: taktsight-agent outbox station.yaml --export waiting.jsonl")
+@click.argument("station", type=click.Path(path_type=Path))
+@click.option("--export", type=click.Path(path_type=Path), help="Write the messages here, one JSON object per line.")
+@click.option("--discard", "discard_rest", is_flag=True, help="Then delete quarantine and damaged databases.")
+def outbox_command(station: Path, export: Path | None, discard_rest: bool) -> None:
+    """Show what STATION keeps for its consumers and could not deliver; its agent must not be running."""
+    if discard_rest and export is None:
+        raise click.UsageError("--discard needs --export FILE: nothing is deleted that nobody has")
+    show_outbox(read_station(station), export, discard_rest=discard_rest)
+
+
+@commands.command("commands", epilog="Example: taktsight-agent commands station.yaml --last 20")
+@click.argument("station", type=click.Path(path_type=Path))
+@click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="So many of the newest.")
+def commands_command(station: Path, last: int) -> None:
+    """Show who commanded what of STATION over MQTT, and what came of it."""
+    show_commands(read_station(station), last)
 
 
 @commands.command("doctor", epilog="Example: taktsight-agent doctor station.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,15 @@ from agent.archive import ArchiveSettings
 from agent.camera import Camera
 from agent.camera_folder import FolderCamera
 from agent.camera_simulated import SimulatedCamera
+from agent.changeover import ChangeoverSettings
+from agent.command_message import COMMANDS
 from agent.engine import ENGINES, TOLERANCES, EngineSettings
 from agent.loop import Beat
 from agent.messages import LINE_ACTION_FOR_POLICY
 from agent.mqtt_client import MqttSettings
+from agent.outbox import OutboxSettings
 from agent.simulation import LineSettings, SimulatedLine
+from agent.sparkplug import SparkplugSettings
 from calibration.errors import SettingsError
 from calibration.images import image_files
 from calibration.photometric import Photometric, read_photometric
@@ -46,18 +51,42 @@ class CameraSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandSettings:
+    """What may be asked of the station over MQTT."""
+
+    allow: frozenset[str]  # names of commands; none: the station listens to nobody
+    captures: Path  # folder for recordings made by `capture`
+
+
+@dataclass(frozen=True, slots=True)
 class Station:
     """Everything that station.yaml says, checked."""
 
     name: str
-    recipe: Path
     beat: Beat
     on_no_verdict: str
     camera: CameraSettings
-    engine: EngineSettings
-    photometric: Photometric
+    recipes: ChangeoverSettings
     mqtt: MqttSettings | None
+    sparkplug: SparkplugSettings | None
+    outbox: OutboxSettings
+    commands: CommandSettings
     archive: ArchiveSettings | None
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe's file."""
+        return self.recipes.recipe
+
+    @property
+    def engine(self) -> EngineSettings:
+        """The engine's settings."""
+        return self.recipes.engine
+
+    @property
+    def photometric(self) -> Photometric:
+        """The camera's photometric correction."""
+        return self.recipes.photometric
 
 
 def read_station(path: Path) -> Station:
@@ -65,9 +94,10 @@ def read_station(path: Path) -> Station:
     top = read_settings(path)
     takt_ms = top.number("takt_ms", minimum=10.0, maximum=600_000.0)
     policy = top.choice("on_no_verdict", tuple(LINE_ACTION_FOR_POLICY), "reject")
+    name = top.text("station")
+    commands = top.section("commands")
     station = Station(
-        name=top.text("station"),
-        recipe=_required_path(top, "recipe"),
+        name=name,
         beat=Beat(
             takt_ms=takt_ms,
             deadline_ms=top.number("deadline_ms", 0.9 * takt_ms, minimum=1.0, maximum=takt_ms),
@@ -76,11 +106,17 @@ def read_station(path: Path) -> Station:
         ),
         on_no_verdict=policy,
         camera=_camera(top.section("camera")),
-        engine=_engine(top.section("engine")),
-        photometric=_photometric(top),
+        recipes=_recipes(top, commands),
         mqtt=_mqtt(top.section("mqtt")) if top.has("mqtt") else None,
+        sparkplug=_sparkplug(top.section("sparkplug"), name) if top.has("sparkplug") else None,
+        outbox=_outbox(top.section("outbox"), path.parent, name),
+        commands=_commands(commands, path.parent, name),
         archive=_archive(top.section("archive")) if top.has("archive") else None,
     )
+    if station.sparkplug is not None and station.mqtt is None:
+        raise SettingsError("sparkplug: needs the broker: add mqtt:")
+    if station.commands.allow and station.mqtt is None:
+        raise SettingsError("commands.allow: commands come over MQTT: add mqtt:")
     top.finish()
     return station
 
@@ -122,6 +158,44 @@ def _engine(section: Section) -> EngineSettings:
     )
 
 
+def _recipes(top: Section, commands: Section) -> ChangeoverSettings:
+    recipe = _required_path(top, "recipe")
+    return ChangeoverSettings(
+        recipe=recipe,
+        engine=_engine(top.section("engine")),
+        photometric=_photometric(top),
+        folder=commands.path("recipes", None) or recipe.parent,
+        threshold_factor=commands.number("threshold_factor", 2.0, minimum=1.0, maximum=100.0),
+    )
+
+
+def _commands(section: Section, folder: Path, station: str) -> CommandSettings:
+    allow = section.text_list("allow")
+    unknown = sorted(set(allow) - set(COMMANDS))
+    if unknown:
+        raise SettingsError(f"commands.allow: {', '.join(unknown)} found, need some of {', '.join(COMMANDS)}")
+    captures = section.path("captures", None) or folder / "captures" / _as_file_name(station)
+    return CommandSettings(frozenset(allow), captures)
+
+
+def _outbox(section: Section, folder: Path, station: str) -> OutboxSettings:
+    return OutboxSettings(
+        folder=section.path("folder", None) or folder / "outbox" / _as_file_name(station),
+        heatmap_mb=section.number("heatmap_mb", 64.0, minimum=0.0, maximum=1e6),
+        max_mb=section.number("max_mb", 2048.0, minimum=1.0, maximum=1e6),
+        reserve_mb=section.number("reserve_mb", 8.0, minimum=0.0, maximum=1e5),
+    )
+
+
+def _sparkplug(section: Section, station: str) -> SparkplugSettings:
+    return SparkplugSettings(
+        group=section.text("group"),
+        edge_node=section.text("edge_node"),
+        device=section.text("device", station),
+        primary_host=section.text("primary_host") if section.has("primary_host") else None,
+    )
+
+
 def _mqtt(section: Section) -> MqttSettings:
     return MqttSettings(
         topic=section.text("topic"),
@@ -136,7 +210,7 @@ def _mqtt(section: Section) -> MqttSettings:
         key_file=section.path("key_file", None),
         keepalive_s=section.whole("keepalive_s", 10, minimum=1, maximum=3600),
         heatmaps=section.flag("heatmaps", True),
-        max_waiting_verdicts=section.whole("max_waiting_verdicts", 10_000, minimum=1, maximum=10_000_000),
+        consumers=section.text_list("consumers"),
     )
 
 
@@ -151,6 +225,10 @@ def _archive(section: Section) -> ArchiveSettings:
 def _photometric(top: Section) -> Photometric:
     path = top.path("photometric", None)
     return Photometric() if path is None else read_photometric(path)
+
+
+def _as_file_name(station: str) -> str:
+    return re.sub(r"[^\w.-]", "_", station).lstrip(".") or "_"
 
 
 def _required_path(section: Section, key: str) -> Path:

@@ -4,11 +4,12 @@ Four threads, each with one job:
 
     clock (the caller's)   gives triggers on the beat; settles what is overdue as no_verdict
     acquisition            takes frames from the camera into a bounded queue
-    inspection             runs the pipeline, one frame at a time
+    inspection             runs the pipeline, one frame at a time, and between two parts what others ask of it
     delivery               hands settled verdicts to the outlets, in the order in which they were settled
 
 Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent. When the
-outlets fall behind, pictures are shed first and a verdict never.
+outlets fall behind, they get several verdicts at once; then pictures are shed, a verdict never. A line that is held
+goes on taking triggers: each part is `no_verdict` with the reason of the hold, at once.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 from agent.camera import Camera
 from agent.errors import CameraError, EndOfFrames
 from agent.ledger import Ledger, OpenTrigger
-from agent.pipeline import Pipeline
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 
@@ -33,8 +36,36 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05  # how soon a thread notices that it should stop
 KEPT_LATENCIES = 100_000
 MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
+MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
 
-Deliver = Callable[[Verdict, Frame | None], None]
+Answer = TypeVar("Answer")
+
+
+class Inspector(Protocol):
+    """What judges one frame; `agent.pipeline.Pipeline` is the real one."""
+
+    def inspect(self, frame: Frame) -> Verdict:
+        """Return the verdict on one frame; called by one thread, one frame at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One trigger's verdict, the frame it rests on, and who was in charge when it was settled."""
+
+    verdict: Verdict
+    frame: Frame | None
+    inspector: Inspector
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why parts get no verdict for now."""
+
+    reason: Reason  # PAUSED or HALTED
+    detail: str
+
+
+Deliver = Callable[[Sequence[Settled]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +98,22 @@ class Tally:
 
 
 class Line:
-    """One camera, one pipeline, one beat."""
+    """One camera, one inspector, one beat. `hold`, `release`, `between_parts` and `stop` are for any thread."""
 
-    def __init__(self, camera: Camera, pipeline: Pipeline, beat: Beat, deliver: Deliver) -> None:
+    def __init__(self, camera: Camera, inspector: Inspector, beat: Beat, deliver: Deliver) -> None:
         self._camera = camera
-        self._pipeline = pipeline
+        self.inspector = inspector
         self._beat = beat
         self._deliver = deliver
         self._ledger = Ledger(beat.deadline_ms)
         self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
-        self._settled: queue.SimpleQueue[tuple[Verdict, Frame | None] | None] = queue.SimpleQueue()
+        self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._settled: queue.SimpleQueue[Settled | None] = queue.SimpleQueue()
         self._stopping = threading.Event()  # no more triggers
         self._ended = threading.Event()  # all threads go home
         self._wake = threading.Event()  # something changed for the clock
         self._camera_fault: str | None = None
+        self.held: Hold | None = None
         self.tally = Tally()
 
     def run(self, count: int | None = None) -> Tally:
@@ -113,6 +146,45 @@ class Line:
         self._stopping.set()
         self._wake.set()
 
+    def hold(self, reason: Reason, detail: str) -> None:
+        """Give every part from now on no verdict, for this reason; a halt is not softened to a pause."""
+        if self.held is None or self.held.reason is not Reason.HALTED:
+            self.held = Hold(reason, detail)
+            log.warning("%s: %s", reason, detail)
+
+    def release(self) -> None:
+        """Inspect again."""
+        if self.held is not None:
+            log.warning("%s no longer: inspecting again", self.held.reason)
+        self.held = None
+
+    def between_parts(self, errand: Callable[[], Answer], timeout_s: float) -> Answer:
+        """Run the errand while no frame is being inspected and return what it returns, or raise what it raises.
+
+        Raises TimeoutError if its turn did not come in time; it then never runs.
+        """
+        promise: Future[Answer] = Future()
+
+        def run() -> None:
+            if promise.set_running_or_notify_cancel():
+                try:
+                    promise.set_result(errand())
+                except BaseException as error:  # noqa: BLE001 goes to the one who asked, not to the line
+                    promise.set_exception(error)
+
+        self._errands.put(run)
+        give_up_s = time.monotonic() + timeout_s
+        while not promise.done():
+            wait([promise], timeout=POLL_S)
+            too_late = self._ended.is_set() or time.monotonic() >= give_up_s
+            if too_late and promise.cancel():  # one that has begun cannot be cancelled: wait for its end
+                raise TimeoutError("the line did not come between two parts")
+        return promise.result()
+
+    def put_in_charge(self, inspector: Inspector) -> None:
+        """Let another inspector judge the next frame. To be called from an errand."""
+        self.inspector = inspector
+
     def _keep_the_beat(self, count: int | None) -> None:
         """Trigger on the beat and settle overdue triggers, until there is nothing left to do."""
         next_trigger_ns = time.monotonic_ns()
@@ -143,6 +215,10 @@ class Line:
         trigger_id = self.tally.triggers + 1
         self._ledger.open(trigger_id, now_ns)
         self.tally.triggers = trigger_id
+        held = self.held
+        if held is not None:
+            self._speak_for(trigger_id, held.reason, held.detail)
+            return
         try:
             self._camera.trigger(trigger_id)
         except EndOfFrames:
@@ -174,6 +250,7 @@ class Line:
 
     def _inspect(self) -> None:
         while not self._ended.is_set():
+            self._run_errands()
             try:
                 frame = self._frames.get(timeout=POLL_S)
             except queue.Empty:
@@ -181,9 +258,14 @@ class Line:
             if self._ledger.is_open(frame.trigger_id):
                 self._conclude(self._inspected(frame))
 
+    def _run_errands(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._errands.get_nowait()()
+
     def _inspected(self, frame: Frame) -> Verdict:
         try:
-            return self._pipeline.inspect(frame)
+            return self.inspector.inspect(frame)
         except Exception as error:
             log.exception("part %d could not be inspected", frame.trigger_id)
             return _without(frame.trigger_id, Reason.FAULT, f"{type(error).__name__}: {error}", frame)
@@ -223,25 +305,41 @@ class Line:
         return _without(entry.trigger_id, Reason.FRAME_LOST, f"no frame within {limit} of the trigger", None)
 
     def _send(self, verdict: Verdict, entry: OpenTrigger, now_ns: int) -> None:
-        verdict, frame = replace(verdict, latency_ms=(now_ns - entry.opened_ns) / 1e6), entry.frame
+        verdict = replace(verdict, latency_ms=(now_ns - entry.opened_ns) / 1e6, decided_ns=now_ns)
+        frame = entry.frame
         if self._settled.qsize() >= MOST_PICTURES:
             self.tally.shed_pictures += 1
             verdict, frame = replace(verdict, picture=None, anomaly_map=None), None
-        self._settled.put((verdict, frame))
+        self._settled.put(Settled(verdict, frame, self.inspector))
         self._wake.set()
-        if self._beat.stop_on_no_verdict and verdict.outcome is Outcome.NO_VERDICT and not self._stopping.is_set():
+        wanted_stop = verdict.outcome is Outcome.NO_VERDICT and verdict.reason not in (Reason.PAUSED, Reason.HALTED)
+        if self._beat.stop_on_no_verdict and wanted_stop and not self._stopping.is_set():
             log.warning("part %d: %s: stopping, as station.yaml says", verdict.trigger_id, verdict.reason)
             self.stop()
 
     def _hand_over(self) -> None:
-        while (item := self._settled.get()) is not None:
-            verdict, frame = item
-            self._count(verdict)
+        while batch := self._next_settled():
+            for settled in batch:
+                self._count(settled.verdict)
             try:
-                self._deliver(verdict, frame)
+                self._deliver(batch)
             except Exception:
-                self.tally.delivery_faults += 1
-                log.exception("the verdict of part %d could not be delivered", verdict.trigger_id)
+                self.tally.delivery_faults += len(batch)
+                parts = ", ".join(str(settled.verdict.trigger_id) for settled in batch)
+                log.exception("the verdicts of these parts could not be delivered: %s", parts)
+
+    def _next_settled(self) -> list[Settled]:
+        """Wait for a verdict; return it and those that came meanwhile, or nothing at the end."""
+        batch: list[Settled] = []
+        item = self._settled.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == MOST_AT_ONCE or self._settled.empty():
+                return batch
+            item = self._settled.get()
+        if batch:
+            self._settled.put(None)  # the end comes next
+        return batch
 
     def _count(self, verdict: Verdict) -> None:
         self.tally.outcomes[verdict.outcome] += 1

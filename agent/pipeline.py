@@ -27,10 +27,18 @@ STAGES = ("photometric", "registration", "preprocess", "engine", "decision")
 class Pipeline:
     """One recipe on one engine. `inspect` keeps no state between frames; one thread at a time."""
 
-    def __init__(self, recipe: Recipe, engine: Engine, photometric: Photometric | None = None) -> None:
-        self._recipe = recipe
-        self._engine = engine
-        self._photometric = photometric or Photometric()
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        photometric: Photometric | None = None,
+        *,
+        score_threshold: float | None = None,  # None: the recipe's own
+    ) -> None:
+        self.recipe = recipe
+        self.engine = engine
+        self.photometric = photometric or Photometric()
+        self.score_threshold = recipe.thresholds.score if score_threshold is None else score_threshold
 
     def inspect(self, frame: Frame) -> Verdict:
         """Return the verdict on one frame: pass or reject, or no_verdict where nothing can honestly be said."""
@@ -44,9 +52,9 @@ class Pipeline:
             return _no_verdict(frame, Reason.BAD_FRAME, str(error), watch, part_id)
 
     def _scored(self, frame: Frame, watch: _Stopwatch, part_id: str | None) -> Verdict:
-        recipe = self._recipe
+        recipe = self.recipe
         with watch.stage("photometric"):
-            pixels = self._photometric.correct(frame.pixels, frame.bit_depth)
+            pixels = self.photometric.correct(frame.pixels, frame.bit_depth)
             check_frame(pixels, frame.bit_depth, recipe.view)
         registration = None
         with watch.stage("registration"):
@@ -55,7 +63,7 @@ class Pipeline:
         with watch.stage("preprocess"):
             batch = to_batch(pixels, frame.bit_depth, recipe.view, registration)
         with watch.stage("engine"):
-            anomaly_map, score = self._engine.infer(batch)
+            anomaly_map, score = self.engine.infer(batch)
         if not (math.isfinite(score) and bool(np.isfinite(anomaly_map).all())):
             return _no_verdict(frame, Reason.FAULT, f"the engine answered {score}: not a number", watch, part_id)
         with watch.stage("decision"):
@@ -73,7 +81,7 @@ class Pipeline:
         registration: Registration | None,
         part_id: str | None,
     ) -> Verdict:
-        threshold = self._recipe.thresholds.score
+        threshold = self.score_threshold
         return Verdict(
             trigger_id=frame.trigger_id,
             outcome=Outcome.REJECT if score > threshold else Outcome.PASS,

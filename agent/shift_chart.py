@@ -135,7 +135,7 @@ def _mark(path: str, kind: str, tooltip: str) -> str:
 
 def _run_lines(parts: Sequence[Part]) -> str:
     """Return a line before the first part of every run but the first."""
-    starts = [index for index in range(1, len(parts)) if parts[index].epoch != parts[index - 1].epoch]
+    starts = [index for index in range(1, len(parts)) if parts[index].run != parts[index - 1].run]
     return "".join(
         _mark(
             f"M{_place(index - 0.5, len(parts))} 0V100",

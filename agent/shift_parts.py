@@ -44,6 +44,14 @@ CAUSES = {
         "the camera was not connected",
         "Check the camera's power supply and cable; the station connects again by itself.",
     ),
+    Reason.PAUSED: (
+        "the station was asked to wait",
+        "Nothing to mend: the parts passed while it was paused, and `detail` says why. Inspect them by hand.",
+    ),
+    Reason.HALTED: (
+        "the station halted itself",
+        "See `detail` and the alarms in its status; mend the cause, then command `resume` or start the station anew.",
+    ),
     Reason.STOPPING: (
         "the station was stopped",
         "Nothing to mend: these parts were under way when the station was asked to stop. Inspect them by hand.",
@@ -62,8 +70,7 @@ class Part:
 
     name: str  # the part's id, or its trigger where it has none
     trigger: int
-    epoch: str
-    seq: int
+    run: str  # of the agent; triggers count within one
     outcome: Outcome
     reason: Reason
     detail: str
@@ -137,8 +144,7 @@ def part_of(message: Mapping[str, Any]) -> Part:
         return Part(
             name=str(message["partId"] or f"trigger {message['trigger']}"),
             trigger=int(message["trigger"]),
-            epoch=str(message["epoch"]),
-            seq=int(message["seq"]),
+            run=str(message["run"]),
             outcome=Outcome(message["outcome"]),
             reason=Reason(message["reason"]),
             detail=str(message["detail"]),

@@ -208,10 +208,10 @@ def _archive_notes(parts: Sequence[Part]) -> list[str]:
 
 
 def _missing_verdicts(parts: Sequence[Part]) -> int:
-    """Return how many numbers are missing between the first and the last verdict of each run."""
+    """Return how many triggers are missing between the first and the last verdict of each run."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for part in parts:
-        numbers[part.epoch].add(part.seq)
+        numbers[part.run].add(part.trigger)
     return sum(max(seen) - min(seen) + 1 - len(seen) for seen in numbers.values())
 
 
@@ -226,7 +226,7 @@ def _facts(parts: Sequence[Part]) -> str:
         "Product": _names(parts, "internalRecipeId"),
         "Recipe": _names(parts, "recipeDigest", characters=12),
         "Engine": _names(parts, "engine"),
-        "Runs of the station": f"{len({part.epoch for part in parts}):,}",
+        "Runs of the station": f"{len({part.run for part in parts}):,}",
     }
     return "".join(f"<div><dt>{label}</dt><dd>{escape(value)}</dd></div>" for label, value in facts.items())
 

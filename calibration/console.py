@@ -18,7 +18,7 @@ from calibration.errors import TaktsightError
 
 INTERRUPTED = 130
 EXIT_CODES = """Exit codes: 0 done, 2 usage, 3 images or files, 4 station.yaml, 5 recipe, 6 calibration, 7 package
-missing, 8 camera, 9 engine, 10 broker, 11 training, 12 parity, 130 interrupted."""
+missing, 8 camera, 9 engine, 10 broker, 11 training, 12 parity, 13 outbox, 130 interrupted."""
 
 console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)

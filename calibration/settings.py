@@ -92,6 +92,15 @@ class Section:
             raise self._error(key, f"{value!r} found, need a list of whole numbers such as [3, 14]")
         return tuple(value)
 
+    def text_list(self, key: str, default: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return a tuple of strings, none empty and none twice."""
+        value = self._value(key, list(default))
+        if not isinstance(value, list) or any(not isinstance(item, str) or not item for item in value):
+            raise self._error(key, f"{value!r} found, need a list of words such as [mes, historian]")
+        if len(set(value)) < len(value):
+            raise self._error(key, f"{value!r} found, need each word once")
+        return tuple(value)
+
     def path(self, key: str, default: Any = REQUIRED) -> Path | None:
         """Return a path, relative ones taken from the settings file's own folder."""
         value = self._value(key, default)

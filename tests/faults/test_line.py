@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from recipes import LEVEL, SIDE, tiny_recipe
 from agent.camera_simulated import SimulatedCamera
 from agent.engine import EngineSettings, open_engine
 from agent.errors import CameraError, EndOfFrames
-from agent.loop import Beat, Line, Tally
+from agent.loop import Beat, Deliver, Line, Settled, Tally
 from agent.pipeline import Pipeline
 from agent.simulation import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
@@ -85,13 +85,18 @@ def run(
     """Run a line and return its verdicts by trigger, after checking that no trigger was answered twice."""
     verdicts: list[Verdict] = []
     settings = Beat(**{"takt_ms": TAKT_MS, "deadline_ms": TAKT_MS * 0.9, **beat})
-    line = Line(camera, Slow(before), settings, lambda verdict, frame: verdicts.append(verdict))
+    line = Line(camera, Slow(before), settings, collect(verdicts))
     tally = line.run(count)
     twice = [trigger for trigger, times in Counter(verdict.trigger_id for verdict in verdicts).items() if times > 1]
     assert twice == []
     assert len(verdicts) == tally.verdicts == tally.triggers
     assert camera.stopped
     return {verdict.trigger_id: verdict for verdict in verdicts}, tally, line
+
+
+def collect(verdicts: list[Verdict]) -> Deliver:
+    """Return an outlet that keeps verdicts."""
+    return lambda batch: verdicts.extend(settled.verdict for settled in batch)
 
 
 def reasons(verdicts: dict[int, Verdict]) -> dict[int, Reason]:
@@ -188,24 +193,25 @@ def test_a_trigger_that_the_camera_refuses_is_camera_down_at_once() -> None:
 def test_an_outlet_that_fails_costs_one_delivery_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     delivered: list[int] = []
 
-    def deliver(verdict: Verdict, frame: Frame | None) -> None:
-        if verdict.trigger_id == 2:
-            raise OSError("disk full")
-        delivered.append(verdict.trigger_id)
+    def deliver(batch: Sequence[Settled]) -> None:
+        for settled in batch:
+            if settled.verdict.trigger_id == 2:
+                raise OSError("disk full")
+            delivered.append(settled.verdict.trigger_id)
 
     tally = Line(ScriptedCamera(), Slow(lambda frame: None), Beat(TAKT_MS, TAKT_MS * 0.9), deliver).run(4)
     assert delivered == [1, 3, 4]
     assert tally.delivery_faults == 1
-    assert "the verdict of part 2 could not be delivered" in caplog.text
+    assert "these parts could not be delivered: 2" in caplog.text
 
 
 def test_outlets_that_are_behind_lose_pictures_and_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.loop.MOST_PICTURES", 2)
     delivered: list[tuple[int, bool]] = []
 
-    def deliver(verdict: Verdict, frame: Frame | None) -> None:
-        time.sleep(0.1)
-        delivered.append((verdict.trigger_id, frame is not None))
+    def deliver(batch: Sequence[Settled]) -> None:
+        time.sleep(0.1 * len(batch))
+        delivered.extend((settled.verdict.trigger_id, settled.frame is not None) for settled in batch)
 
     tally = Line(ScriptedCamera(), Slow(lambda frame: None), Beat(20.0, 19.0), deliver).run(12)
     assert [trigger for trigger, _ in delivered] == list(range(1, 13))
@@ -227,9 +233,7 @@ def test_stop_gives_the_open_trigger_its_verdict_first() -> None:
             started[0].stop()
 
     verdicts: list[Verdict] = []
-    line = Line(
-        ScriptedCamera(), Slow(stop_at_three), Beat(TAKT_MS, TAKT_MS * 0.9), lambda verdict, _: verdicts.append(verdict)
-    )
+    line = Line(ScriptedCamera(), Slow(stop_at_three), Beat(TAKT_MS, TAKT_MS * 0.9), collect(verdicts))
     started.append(line)
     tally = line.run(None)
     assert tally.triggers == 3
@@ -242,13 +246,111 @@ def test_a_station_told_to_stop_on_no_verdict_stops() -> None:
     assert tally.triggers < 6
 
 
+def during(line: Line, trigger: int, act: Callable[[], None]) -> Callable[[Frame], None]:
+    """Return a hook that acts, on a thread of its own, while this trigger is being inspected."""
+
+    def hook(frame: Frame) -> None:
+        if frame.trigger_id == trigger:
+            threading.Thread(target=act).start()
+            time.sleep(0.01)
+
+    return hook
+
+
+def held_line(act: Callable[[Line], None], count: int = 10) -> dict[int, Verdict]:
+    """Return the verdicts of a line with which something is done while part 3 is inspected."""
+    verdicts: list[Verdict] = []
+    inspector = Slow(lambda frame: None)
+    line = Line(ScriptedCamera(), inspector, Beat(TAKT_MS, TAKT_MS * 0.9, stop_on_no_verdict=True), collect(verdicts))
+    inspector.before = during(line, 3, lambda: act(line))
+    line.run(count)
+    return {verdict.trigger_id: verdict for verdict in verdicts}
+
+
+def test_a_held_line_answers_every_trigger_at_once_and_inspects_again_when_released() -> None:
+    def pause_for_three_parts(line: Line) -> None:
+        line.hold(Reason.PAUSED, "shift change")
+        time.sleep(TAKT_MS * 3.5e-3)
+        line.release()
+
+    verdicts = held_line(pause_for_three_parts)
+    said = reasons(verdicts)
+    assert set(said.values()) == {Reason.PAUSED}
+    assert 2 <= len(said) <= 5
+    assert all(verdicts[trigger].detail == "shift change" for trigger in said)
+    assert verdicts[10].outcome is Outcome.PASS
+
+
+def test_a_halt_is_not_softened_to_a_pause() -> None:
+    def halt_then_pause(line: Line) -> None:
+        line.hold(Reason.HALTED, "disk full")
+        line.hold(Reason.PAUSED, "shift change")
+
+    said = reasons(held_line(halt_then_pause))
+    assert set(said.values()) == {Reason.HALTED}
+    assert set(range(5, 11)) <= set(said)
+
+
+def test_an_errand_runs_between_two_parts_and_its_answer_comes_back() -> None:
+    inspecting = threading.Event()
+    found: list[bool] = []
+    verdicts: list[Verdict] = []
+
+    def slowly(frame: Frame) -> None:
+        inspecting.set()
+        if frame.trigger_id == 3:
+            threading.Thread(target=ask).start()
+        time.sleep(0.02)
+        inspecting.clear()
+
+    def ask() -> None:
+        found.append(line.between_parts(inspecting.is_set, 5.0))
+
+    line = Line(ScriptedCamera(), Slow(slowly), Beat(TAKT_MS, TAKT_MS * 0.9), collect(verdicts))
+    line.run(8)
+    assert found == [False]
+    assert reasons({verdict.trigger_id: verdict for verdict in verdicts}) == {}
+
+
+def test_an_errand_that_raises_tells_the_one_who_asked_and_no_part_suffers() -> None:
+    told: list[Exception] = []
+
+    def ask(line: Line) -> None:
+        try:
+            line.between_parts(lambda: 1 / 0, 5.0)
+        except ZeroDivisionError as error:
+            told.append(error)
+
+    assert reasons(held_line(ask, count=6)) == {}
+    assert len(told) == 1
+
+
+def test_an_errand_whose_turn_does_not_come_never_runs() -> None:
+    ran: list[int] = []
+    line = Line(ScriptedCamera(), Slow(lambda frame: None), Beat(TAKT_MS, TAKT_MS * 0.9), lambda batch: None)
+    with pytest.raises(TimeoutError):
+        line.between_parts(lambda: ran.append(1), 0.05)
+    line.run(2)
+    assert ran == []
+
+
+def test_each_verdict_names_the_inspector_that_was_in_charge() -> None:
+    settled: list[Settled] = []
+    first, second = Slow(lambda frame: None), Slow(lambda frame: None)
+    line = Line(ScriptedCamera(), first, Beat(TAKT_MS, TAKT_MS * 0.9), settled.extend)
+    first.before = during(line, 3, lambda: line.between_parts(lambda: line.put_in_charge(second), 5.0))
+    line.run(7)
+    names = ["first" if one.inspector is first else "second" for one in settled]
+    assert names == ["first"] * 3 + ["second"] * 4
+
+
 def test_the_simulated_line_end_to_end_answers_each_kind_of_part_as_it_should() -> None:
     line = SimulatedLine(LineSettings(seed=3, width_px=64, height_px=64, lost=(2,), late=(4,), late_ms=400.0))
     recipe = tiny_recipe(view=tiny_view(64))
     verdicts: list[Verdict] = []
     pipeline = Pipeline(recipe, open_engine(recipe, EngineSettings("onnxruntime", threads=1)))
     beat = Beat(takt_ms=150.0, deadline_ms=140.0)
-    Line(SimulatedCamera(line), pipeline, beat, lambda verdict, _: verdicts.append(verdict)).run(6)
+    Line(SimulatedCamera(line), pipeline, beat, collect(verdicts)).run(6)
     said = {verdict.trigger_id: verdict for verdict in verdicts}
     assert sorted(said) == [1, 2, 3, 4, 5, 6]
     assert said[2].reason is Reason.FRAME_LOST

@@ -149,7 +149,7 @@ def test_run_gives_each_trigger_a_verdict_and_leaves_a_report(tmp_path: Path) ->
     assert "5 triggers, 5 verdicts" in done.stdout
 
 
-def test_run_goes_on_without_a_broker_and_says_what_was_not_delivered(tmp_path: Path) -> None:
+def test_run_goes_on_without_a_broker_and_what_waits_can_be_exported(tmp_path: Path) -> None:
     from broker import free_port
 
     mqtt = f"mqtt: {{topic: a/b/c/d/e, port: {free_port()}}}\n"
@@ -157,7 +157,39 @@ def test_run_goes_on_without_a_broker_and_says_what_was_not_delivered(tmp_path: 
     assert done.returncode == 0, done.stderr
     assert len(archived(tmp_path)) == 4
     assert "4 verdicts" in done.stdout
-    assert "not confirmed by the broker" in done.stdout
+    assert "4 verdicts and 3 heatmaps wait in the outbox" in " ".join(done.stdout.split())
+
+    done = call("agent", "outbox", tmp_path / "station.yaml", "--export", tmp_path / "waiting.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "4 messages" in done.stdout
+    exported = [json.loads(line) for line in (tmp_path / "waiting.jsonl").read_text().splitlines()]
+    assert [(row["state"], row["intact"]) for row in exported] == [("waiting", True)] * 4
+    assert [{**row["message"], "pictures": {}} for row in exported] == [
+        {**message, "pictures": {}} for message in archived(tmp_path)
+    ]
+    assert call("agent", "outbox", tmp_path / "station.yaml", "--discard").returncode == 2
+
+
+def test_verdicts_of_two_runs_are_numbered_in_one_go(tmp_path: Path) -> None:
+    from broker import free_port
+
+    settings = station(tmp_path, f"mqtt: {{topic: a/b/c/d/e, port: {free_port()}}}\n")
+    for _ in range(2):
+        assert call("agent", "run", settings, "--count", 3).returncode == 0
+    verdicts = archived(tmp_path)
+    assert [verdict["seq"] for verdict in verdicts] == [1, 2, 3, 4, 5, 6]
+    assert [verdict["trigger"] for verdict in verdicts] == [1, 2, 3, 1, 2, 3]
+    assert len({verdict["epoch"] for verdict in verdicts}) == 1
+    assert len({verdict["run"] for verdict in verdicts}) == 2
+
+
+def test_a_station_that_was_never_commanded_says_so(tmp_path: Path) -> None:
+    done = call("agent", "commands", station(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "no command was ever given" in done.stdout
+    done = call("agent", "outbox", tmp_path / "station.yaml")
+    assert done.returncode == 13
+    assert "Traceback" not in done.stderr
 
 
 def test_a_stop_signal_ends_run_with_every_trigger_answered(tmp_path: Path) -> None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from verdicts import sent
 
 from agent.archive import LONGEST_SIDE, PICTURES, VERDICTS, Archive, ArchiveSettings
-from agent.messages import Origin, verdict_message
+from agent.messages import Origin
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import InputError
 from calibration.frame import Frame
 
 ORIGIN = Origin("cell7", "0123456789ab", "flange", "d" * 64, "openvino f32", False, "reject")
-NOON = datetime(2025, 3, 4, 12, tzinfo=UTC)
 OUTCOMES = (Outcome.PASS, Outcome.REJECT, Outcome.NO_VERDICT)
 
 
@@ -37,7 +36,7 @@ def store(
         verdict = Verdict(
             seq, outcome, Reason.SCORE, score=1.0, threshold=1.0, picture=picture, anomaly_map=anomaly_map
         )
-    message = verdict_message(verdict, ORIGIN, seq=seq, created_utc=NOON)
+    message = sent(verdict, ORIGIN, seq)
     archive.store(message, verdict, frame_of(np.full(frame_px, 90, np.uint8)), 1.0)
 
 
@@ -104,7 +103,7 @@ def test_pictures_of_an_earlier_run_count_and_go_first(tmp_path):
     kept = sum(path.stat().st_size for path in (tmp_path / PICTURES).iterdir())
     later = Archive(ArchiveSettings(tmp_path, max_mb=1.5 * kept / 1e6))
     store(later, 2)
-    assert {"0123456789ab-00000002-frame.jpg", "0123456789ab-00000002-heatmap.jpg"} <= set(pictures(tmp_path))
+    assert {"00112233aabb-00000002-frame.jpg", "00112233aabb-00000002-heatmap.jpg"} <= set(pictures(tmp_path))
     assert len(pictures(tmp_path)) < 4
     assert len(lines(tmp_path)) == 2
 
@@ -163,9 +162,7 @@ def test_pictures_deleted_to_make_room_do_not_stop_new_ones(tmp_path):
 def test_a_frame_that_is_no_picture_costs_its_picture_and_not_the_line(tmp_path, shape):
     archive = Archive(ArchiveSettings(tmp_path))
     verdict = Verdict(1, Outcome.NO_VERDICT, Reason.BAD_FRAME)
-    archive.store(
-        verdict_message(verdict, ORIGIN, seq=1, created_utc=NOON), verdict, frame_of(np.zeros(shape, np.uint8)), 1.0
-    )
+    archive.store(sent(verdict, ORIGIN, 1), verdict, frame_of(np.zeros(shape, np.uint8)), 1.0)
     assert [line["pictures"] for line in lines(tmp_path)] == [{}]
 
 
@@ -173,7 +170,7 @@ def test_what_is_not_a_number_in_a_frame_is_drawn_black(tmp_path):
     archive = Archive(ArchiveSettings(tmp_path))
     verdict = Verdict(1, Outcome.NO_VERDICT, Reason.BAD_FRAME)
     archive.store(
-        verdict_message(verdict, ORIGIN, seq=1, created_utc=NOON),
+        sent(verdict, ORIGIN, 1),
         verdict,
         frame_of(np.full((8, 8), np.nan, np.float32)),
         1.0,

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from pages import Page
+from verdicts import sent
 
 from agent.archive import PICTURES, VERDICTS, Archive, ArchiveSettings
-from agent.messages import Origin, verdict_message
+from agent.messages import Origin
 from agent.shift_chart import TIMES, strip_chart
 from agent.shift_parts import CAUSES, part_of, read_verdicts
 from agent.shift_report import percent, render_shift_report, write_shift_report
@@ -56,7 +57,7 @@ def shift() -> list[Verdict]:
 def messages_of(verdicts, origin=ORIGIN):
     moments = (SIX + timedelta(seconds=number) for number in range(len(verdicts)))
     return [
-        verdict_message(verdict, origin, seq=number + 1, created_utc=moment)
+        sent(verdict, origin, number + 1, created_utc=moment)
         for number, (verdict, moment) in enumerate(zip(verdicts, moments, strict=True))
     ]
 
@@ -159,14 +160,14 @@ def test_a_simulated_shift_says_so():
 
 
 def test_verdicts_missing_from_the_archive_are_counted_by_the_gaps_in_each_run():
-    first, second = messages_of(shift()), messages_of(shift(), replace(ORIGIN, epoch="f" * 12))
+    first, second = messages_of(shift()), messages_of(shift(), replace(ORIGIN, run="f" * 12))
     page = render_shift_report([*first[:3], *first[5:], *second[4:]], Path("nowhere"))
     assert "2 verdicts are missing" in Page(page).text
     assert "missing" not in page_of(shift())
 
 
 def test_a_change_of_recipe_is_pointed_out():
-    changed = replace(ORIGIN, recipe_digest="e" * 64, epoch="f" * 12)
+    changed = replace(ORIGIN, recipe_digest="e" * 64, run="f" * 12)
     page = render_shift_report([*messages_of(shift()), *messages_of(shift(), changed)], Path("nowhere"))
     assert "recipe was changed" in page
 
@@ -227,7 +228,7 @@ def zero_threshold() -> Verdict:
 
 
 def test_a_new_run_is_marked_in_the_chart():
-    first, second = messages_of(shift()), messages_of(shift(), replace(ORIGIN, epoch="f" * 12))
+    first, second = messages_of(shift()), messages_of(shift(), replace(ORIGIN, run="f" * 12))
     chart = strip_chart([part_of(message) for message in (*first, *second)])
     assert chart.count('class="run"') == 1
     assert "before part 16" in chart
@@ -437,7 +438,7 @@ def test_a_folder_without_verdicts_is_named(tmp_path):
         write_shift_report(tmp_path, tmp_path / "shift.html")
 
 
-@pytest.mark.parametrize("key", ["seq", "score", "trigger"])
+@pytest.mark.parametrize("key", ["regionCount", "score", "trigger"])
 def test_a_number_that_no_machine_can_hold_damages_its_line_only(tmp_path, key):
     archived(tmp_path, shift())
     message = messages_of(shift())[0]
