@@ -16,6 +16,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=subscriber $(BIN)/mypy --config-file pyproject.toml -p taktsight_subscribe
 	$(BIN)/python -m pytest tests/unit tests/contract tests/test_architecture.py
 
 format: $(STAMP)
@@ -29,4 +30,4 @@ $(STAMP): pyproject.toml subscriber/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build *.egg-info subscriber/build subscriber/*.egg-info

@@ -1,0 +1,142 @@
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from taktsight_subscribe import SettingsError, SqliteStore, Subscriber
+from taktsight_subscribe.__main__ import commands
+from taktsight_subscribe.broker import Broker
+from taktsight_subscribe.console import header, line
+from taktsight_subscribe.heatmaps import heatmap_file
+from taktsight_subscribe.messages import Key, read_verdict
+from taktsight_subscribe.store import Batch, Gap, Progress
+
+from tests.scripted_station import verdict_fields
+
+NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
+EPOCH = "0123456789ab"
+PACKAGE = Path(__file__).resolve().parents[2] / "subscriber" / "taktsight_subscribe"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(commands, [str(argument) for argument in arguments])
+
+
+def verdict(seq, **changes):
+    return read_verdict(json.dumps(verdict_fields("cell7", EPOCH, seq, **changes)).encode(), NOW)
+
+
+def test_the_package_works_alone_without_taktsight_numpy_or_psycopg(tmp_path):
+    program = """
+import sys
+class Fence:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"agent", "calibration", "trainer", "numpy", "cv2", "torch", "rich", "psycopg"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Fence())
+import taktsight_subscribe, taktsight_subscribe.__main__
+from taktsight_subscribe import MissingPackage, PostgresStore
+try:
+    PostgresStore("postgresql://db/plant")
+except MissingPackage as error:
+    sys.exit(0 if "taktsight-subscribe[postgresql]" in str(error) else str(error))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_line_is_aligned_with_its_heading_and_cannot_steer_the_terminal():
+    odd = verdict(123, partId="\x1b[2J", outcome="no_verdict", reason="late", detail="x" * 99, score=None)
+    for text in (line(verdict(7)), line(odd)):
+        assert "\x1b[2J" not in text
+    assert header().index("outcome") == header().index("part") + 16
+    assert len(line(odd)) < 190
+
+
+def test_gaps_lists_what_is_lost_and_what_may_still_come(tmp_path):
+    store = SqliteStore(tmp_path / "v.sqlite")
+    store.open()
+    store.commit(
+        Batch(
+            verdicts=[verdict(1), verdict(9)],
+            new_gaps=[Gap("cell7", EPOCH, 2, 4, "the row was damaged", NOW)],
+            progress=[Progress("cell7", EPOCH, "acme/cell7", 1, 4)],
+        )
+    )
+    store.close()
+    told = invoke("gaps", "--store", store.path)
+    assert told.exit_code == 1
+    assert [text.split()[2:6] for text in told.output.splitlines()] == [["2", "to", "4", "3"], ["5", "to", "8", "4"]]
+    as_json = [json.loads(text) for text in invoke("gaps", "--store", store.path, "--json").output.splitlines()]
+    assert [(gap["first"], gap["last"], gap["is_final"]) for gap in as_json] == [(2, 4, True), (5, 8, False)]
+
+
+def test_gaps_of_a_whole_store_says_so_and_one_of_a_missing_file_makes_none(tmp_path):
+    store = SqliteStore(tmp_path / "v.sqlite")
+    store.open()
+    store.close()
+    assert (invoke("gaps", "--store", store.path).exit_code, invoke("gaps", "--store", store.path).output) == (
+        0,
+        "nothing is missing\n",
+    )
+    absent = invoke("gaps", "--store", tmp_path / "absent.sqlite")
+    assert isinstance(absent.exception, SettingsError)
+    assert not (tmp_path / "absent.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("topic", "options", "why"),
+    [
+        ("acme/#", {}, "one \\+ per level"),
+        ("acme//cell", {}, "empty level"),
+        ("acme/a+", {}, "whole level"),
+        ("$SYS/x", {}, "printable"),
+        ("acme/cell7/verdict", {}, "leave out its last level"),
+        ("acme/cell7", {"consumer": "m e s"}, "1 to 32"),
+        ("acme/cell7", {"port": 0}, "port"),
+        ("acme/cell7", {"protocol": 4}, "3.1.1"),
+        ("acme/cell7", {"password": "x"}, "username"),
+        ("acme/cell7", {"cert_file": "x"}, "ca_file"),
+        ("acme/cell7", {"heatmaps": "x", "heatmaps_mb": 0}, "heatmaps_mb"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(topic, options, why):
+    with pytest.raises(SettingsError, match=why):
+        Subscriber(topic, **{"consumer": "mes", "store": SqliteStore("unused"), **options})
+
+
+def test_a_password_does_not_show_in_the_command_line_and_comes_from_its_file(tmp_path):
+    assert "--password " not in invoke("run", "--help").output
+    (tmp_path / "empty").write_text("", encoding="utf-8")
+    store = tmp_path / "v.sqlite"
+    refused = invoke("run", "a/b", "--username", "mes", "--password-file", tmp_path / "empty", "--store", store)
+    assert "put the password on its first line" in str(refused.exception)
+    assert Broker().address == "127.0.0.1:1883"
+
+
+@pytest.mark.parametrize("station", ["..", "a/b", "C:\\x", "cell 7", "ä", "x" * 300])
+def test_the_name_of_a_station_cannot_lead_a_heatmap_out_of_its_folder(station):
+    path = heatmap_file(Key(station, EPOCH, 7))
+    assert len(path.parts) == 2
+    assert ".." not in path.parts
+    assert path.name == f"{EPOCH}-7.jpg"
+
+
+def test_the_package_keeps_to_the_sizes_and_habits_of_the_others():
+    for path in PACKAGE.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path.name
+        assert "pickle" not in text
+        assert "shell=True" not in text
