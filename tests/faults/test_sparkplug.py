@@ -372,9 +372,9 @@ def test_a_new_epoch_of_the_outbox_is_told_from_its_first_number(broker, host, t
         outbox.lose()
         store(outbox, 1, sparkplug)
         wait_until(lambda: outbox.acknowledged()[CONSUMER] == outbox.last_seq < 7)
+        wait_until(lambda: host.seqs() and host.seqs()[-1][0] == 2)
         missing = [values(payload) for payload in host.on("DDATA") if "Missing/First" in values(payload)]
         assert [(one["Missing/Epoch"], one["Missing/First"]) for one in missing] == [(outbox.epoch, 1)]
-        assert host.seqs()[-1][0] == 2
     finally:
         sparkplug.stop(0.0)
         outbox.close()
