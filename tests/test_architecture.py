@@ -16,6 +16,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {"calibration": set(), "agent": {"calibration"}, "trainer": {"calibration"}}
 PACKAGES = tuple(MAY_IMPORT)
 SOURCES = sorted(path for package in PACKAGES for path in (PROJECT / package).rglob("*.py"))
+SUBSCRIBER = sorted((PROJECT / "subscriber").glob("taktsight_subscribe/**/*.py"))
+ALL_SOURCES = SOURCES + SUBSCRIBER
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 80, 400
 OPTIONAL = ("openvino", "onnxruntime", "harvesters", "genicam", "tensorrt", "pycuda", "amqtt", "torch")
 FORBIDDEN_CALLS = ("eval", "exec", "pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "os.system")
@@ -106,10 +108,21 @@ def test_nobody_imports_across_the_fences():
     assert across == []
 
 
+def test_the_subscriber_stands_alone():
+    assert SUBSCRIBER
+    found = [
+        f"{named(path)}:{line}: {name}"
+        for path in SUBSCRIBER
+        for line, name in imported(tree(path))
+        if name.split(".")[0] in PACKAGES
+    ]
+    assert found == []
+
+
 def test_torch_is_imported_by_the_trainer_alone():
     found = [
         f"{named(path)}:{line}"
-        for path in SOURCES
+        for path in ALL_SOURCES
         for line, name in imported(tree(path))
         if name.split(".")[0] in ("torch", "torchvision") and path.relative_to(PROJECT).parts[0] != "trainer"
     ]
@@ -119,7 +132,7 @@ def test_torch_is_imported_by_the_trainer_alone():
 def test_imports_are_absolute_and_written_out():
     found = [
         f"{named(path)}:{line}: {name}"
-        for path in SOURCES
+        for path in ALL_SOURCES
         for line, name in imported(tree(path))
         if name.startswith((".", "*"))
     ]
@@ -146,7 +159,7 @@ def test_init_files_hold_a_docstring_and_nothing_else():
 def test_no_function_is_longer_than_80_lines():
     long = [
         f"{named(path)}:{node.lineno}: {node.name} has {length} lines"
-        for path in SOURCES
+        for path in ALL_SOURCES
         for node in ast.walk(tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_FUNCTION_LINES
@@ -155,7 +168,7 @@ def test_no_function_is_longer_than_80_lines():
 
 
 def test_no_file_is_longer_than_400_lines():
-    lengths = {named(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    lengths = {named(path): len(path.read_text(encoding="utf-8").splitlines()) for path in ALL_SOURCES}
     assert {name: length for name, length in lengths.items() if length > MOST_FILE_LINES} == {}
 
 
@@ -176,7 +189,7 @@ def test_every_package_folder_is_listed_in_pyproject():
 def test_nothing_that_is_read_from_a_file_is_executed():
     found = [
         f"{named(path)}:{call.lineno}: {name}"
-        for path in SOURCES
+        for path in ALL_SOURCES
         for call, name in calls(tree(path))
         if name in FORBIDDEN_CALLS
         or says(call, "shell", True)
@@ -186,7 +199,7 @@ def test_nothing_that_is_read_from_a_file_is_executed():
     ]
     found += [
         f"{named(path)}:{line}: {name}"
-        for path in SOURCES
+        for path in ALL_SOURCES
         for line, name in imported(tree(path))
         if name.split(".")[0] in FORBIDDEN_IMPORTS
     ]
@@ -196,7 +209,7 @@ def test_nothing_that_is_read_from_a_file_is_executed():
 def test_no_path_of_a_developers_machine_is_left_in_the_sources():
     found = [
         f"{named(path)}:{number}: {line.strip()}"
-        for path in SOURCES
+        for path in ALL_SOURCES
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if MACHINE_PATH.search(line)
     ]

@@ -132,11 +132,3 @@ def test_the_name_of_a_station_cannot_lead_a_heatmap_out_of_its_folder(station):
     assert len(path.parts) == 2
     assert ".." not in path.parts
     assert path.name == f"{EPOCH}-7.jpg"
-
-
-def test_the_package_keeps_to_the_sizes_and_habits_of_the_others():
-    for path in PACKAGE.glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 400, path.name
-        assert "pickle" not in text
-        assert "shell=True" not in text
