@@ -15,6 +15,8 @@ from agent.outbox_folder import KeptRow, discard, kept_rows
 from calibration.console import console, say
 from calibration.errors import InputError
 
+MAX_VALUE_CHARACTERS = 60  # of what was before and after
+
 
 def show_outbox(station: Station, export: Path | None, *, discard_rest: bool) -> None:
     """Print what waits, is in quarantine or was set aside; write it to `export`; then delete all but what waits.
@@ -47,7 +49,8 @@ def show_commands(station: Station, most: int) -> None:
         trail = log.trail(most)[::-1]
     finally:
         log.close()
-    console.print(_trail_table(trail))
+    for entry in trail:
+        say(_told(entry))
 
 
 def _kept_table(rows: list[KeptRow]) -> Table:
@@ -64,17 +67,18 @@ def _kept_table(rows: list[KeptRow]) -> Table:
     return table
 
 
-def _trail_table(trail: list[Entry]) -> Table:
-    table = Table(title_justify="left")
-    for heading in ("when (UTC)", "issuer", "id", "command", "arguments", "before", "after", "result", "detail"):
-        table.add_column(heading)
-    for entry in trail:
-        values = (entry.arguments, entry.before, entry.after)
-        shown = ["" if value is None else json.dumps(value) for value in values]
-        number = "" if entry.command_id is None else str(entry.command_id)
-        result = entry.result or "interrupted"
-        table.add_row(entry.began_utc, entry.issuer or "?", number, entry.command, *shown, result, entry.detail)
-    return table
+def _told(entry: Entry) -> str:
+    """Return a command in one line: when, who, what, what came of it."""
+    when = entry.began_utc.replace("T", " ")
+    arguments = "" if not entry.arguments else f" {json.dumps(entry.arguments, ensure_ascii=False)}"
+    changed = "" if entry.before is None else f" ({_short(entry.before)} -> {_short(entry.after)})"
+    result = entry.result or "interrupted"
+    return f"{when}  {entry.issuer or '?'}  {entry.command}{arguments}  {result}: {entry.detail}{changed}"
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_VALUE_CHARACTERS else text[: MAX_VALUE_CHARACTERS - 1] + "…"
 
 
 def _write(path: Path, rows: list[KeptRow]) -> None:
