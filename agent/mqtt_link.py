@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakMethod
 
 from paho.mqtt.client import MQTT_LOG_ERR, Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
@@ -100,13 +101,13 @@ class Link:
         client = new_client(settings, credentials, client_id(settings), reconnect=False)
         client.max_inflight_messages_set(0)  # the courier counts: paho cannot change it once it is connected
         client.will_set(f"{self._root}/{will.topic}", will.payload, qos=1, retain=will.retain)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
+        client.on_connect = _weakly(self._on_connect, otherwise=_hang_up)
+        client.on_disconnect = _weakly(self._on_disconnect)
+        client.on_publish = _weakly(self._on_publish)
+        client.on_subscribe = _weakly(self._on_subscribe)
+        client.on_message = _weakly(self._on_message)
         if credentials.tls is not None:
-            client.on_log = self._on_log
+            client.on_log = _weakly(self._on_log)
         self._client = client
 
     def open(self) -> None:
@@ -202,6 +203,21 @@ class Link:
     def _on_log(self, _client: Any, _userdata: Any, level: int, text: str) -> None:
         if level == MQTT_LOG_ERR:
             self._last_error = likely_cause(text)
+
+
+def _weakly(method: Callable[..., None], otherwise: Callable[..., None] = lambda *_: None) -> Callable[..., None]:
+    """Return a callback that does not keep its link alive: client and link in a circle would keep sockets open."""
+    reference = WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        (reference() or otherwise)(*arguments)
+
+    return call
+
+
+def _hang_up(client: Client, *_: Any) -> None:
+    """Leave a broker that let us in when nobody waited for it any more."""
+    client.disconnect()
 
 
 def client_id(settings: MqttSettings) -> str:

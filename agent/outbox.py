@@ -21,14 +21,12 @@ import os
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from agent.errors import OutboxFull, StorageError
 from agent.messages import Alarm, HeatmapPayload, encode, missing_message, numbered
 from agent.outbox_database import PAGE_BYTES, Damaged, Database, Row
-from agent.outbox_folder import DAMAGED, TOLD, describe, locked, set_aside, untold
+from agent.outbox_folder import DAMAGED, TOLD, OutboxSettings, describe, locked, set_aside, untold
 from agent.outbox_memory import Batch, MemoryOutbox
 from agent.spool import RESERVES, Reserve, Room, Spool, SpooledHeatmap
 
@@ -39,16 +37,7 @@ log = logging.getLogger(__name__)
 HEATMAPS = "heatmaps"
 SAVE_ROWS = 256  # acknowledged rows, or
 SAVE_S = 1.0  # age, after which an acknowledgement is written down; until then a crash costs duplicates
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxSettings:
-    """Where, and how much."""
-
-    folder: Path
-    heatmap_mb: float = 64.0  # of heatmaps that wait; the oldest go first
-    max_mb: float = 2048.0  # of verdicts that wait; beyond it nothing is stored
-    reserve_mb: float = 8.0  # kept free on the disk for the last verdicts and for acknowledging
+ALARM_SHARE = 0.5  # of max_mb in use: a person should know long before the station halts
 
 
 class Outbox:
@@ -73,6 +62,7 @@ class Outbox:
         self._saved_s = time.monotonic()
         self._storing = False  # a verdict waits for the disk: what is not urgent stands back
         self._refusal = ""  # why the last batch was not stored
+        self._share_per_row = 0.0  # of max_mb, when a batch was last stored
         self._complaint = ""  # what the disk refuses the deliverer
         self._lock = locked(self._folder, make=True)
         reserve = int(settings.reserve_mb * 1e6)
@@ -218,10 +208,12 @@ class Outbox:
         """Return what a person should see to, as of now."""
         quarantined = 0 if self._database is None else self._database.quarantined
         damaged = len(list(self._folder.glob(f"{DAMAGED}*")))
-        low = f"{self._folder}: the disk has no room for the reserve: make room"
+        low = "the disk has no room for the reserve: make room" if self._reserve.missing else ""
+        if (filled := self._share_per_row * self.waiting) > ALARM_SHARE:
+            low = f"{self.waiting} verdicts wait and fill {filled:.0%} of outbox.max_mb: bring the consumers back"
         found = {
             "storage_full": self._refusal,
-            "storage_low": low if self._reserve.missing else "",
+            "storage_low": low,
             "verdicts_quarantined": f"{quarantined} messages in quarantine: export them" if quarantined else "",
             "database_damaged": f"{damaged} databases set aside: check the disk, export them" if damaged else "",
         }
@@ -282,7 +274,9 @@ class Outbox:
     def _check_room(self, database: Database, size: int) -> None:
         """Refuse what max_mb, or the space that acknowledging needs, does not leave room for."""
         most = self._settings.max_mb * 1e6
-        if database.used_bytes() + size > most:
+        used = database.used_bytes() + size
+        self._share_per_row = used / most / (database.last_seq - database.removed + 1)
+        if used > most:
             self._save_acknowledged(database, now=True)
             if database.used_bytes() + size > most:
                 raise OutboxFull(

@@ -29,6 +29,16 @@ COUNT_S = 1.0  # how long a line may wait while the readable rows of a damaged d
 
 
 @dataclass(frozen=True, slots=True)
+class OutboxSettings:
+    """Where, and how much."""
+
+    folder: Path
+    heatmap_mb: float = 64.0  # of heatmaps that wait; the oldest go first
+    max_mb: float = 2048.0  # of verdicts that wait; beyond it nothing is stored
+    reserve_mb: float = 8.0  # kept free on the disk for the last verdicts and for acknowledging
+
+
+@dataclass(frozen=True, slots=True)
 class KeptRow:
     """One message that was not delivered to everyone, as a person exports it."""
 

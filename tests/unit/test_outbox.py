@@ -199,14 +199,16 @@ def test_a_verdict_whose_heatmap_could_not_be_kept_links_to_none(outbox):
 
 
 def test_beyond_its_size_the_outbox_refuses_keeps_what_it_has_and_goes_on_after_acknowledgements(outbox):
-    box = outbox(max_mb=0.3)
+    box, warned_at = outbox(max_mb=0.3), 0
     box.set_consumers(["mes"])
     with pytest.raises(OutboxFull, match="bring the consumers back"):
         for trigger in range(1000):
             box.store([(verdict(trigger, detail="x" * 2000), None)])
+            warned_at = trigger if codes(box) == ["storage_low"] and not warned_at else warned_at
     full = box.last_seq
     assert 50 < full < 150
-    assert codes(box) == ["storage_full"]
+    assert 0.3 * full < warned_at < 0.7 * full  # long before
+    assert codes(box) == ["storage_full", "storage_low"]
     assert numbers(box.read(0, 1000)) == list(range(1, full + 1))
     box.acknowledge("mes", full)
     assert box.store(batch(1))[0]["seq"] == full + 1
