@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import signal
 import sys
@@ -16,10 +17,13 @@ from agent.config import read_station
 from agent.doctor import examine
 from agent.engine import ENGINES, TOLERANCES, EngineSettings, open_engine
 from agent.errors import EndOfFrames, StorageError
+from agent.journal import log_to_journal
 from agent.loop import Tally
 from agent.mqtt_client import MqttSettings
+from agent.notify import supervisor
 from agent.outbox_command import show_commands, show_outbox
 from agent.pipeline import Pipeline
+from agent.recipes_command import audit_command, recipes_commands
 from agent.replay import part_score, replay, replay_items, write_heatmap
 from agent.shift_report import write_shift_report
 from agent.station import RunningStation
@@ -46,9 +50,14 @@ def commands() -> None:
 def run_command_line(station: Path, count: int | None) -> None:
     """Inspect parts as STATION (a .yaml file) says, until SIGTERM or Ctrl-C; open triggers get their verdict first."""
     settings = read_station(station)
-    running = RunningStation(settings)
+    log_to_journal(station=settings.name)
+    service = supervisor()
+    if service.is_there:
+        faulthandler.enable()  # the watchdog's SIGABRT shows where every thread hung
+    service.status("loading the recipe and proving the engine")
+    running = RunningStation(settings, service)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: running.line.stop())
+        signal.signal(number, lambda *_: running.stop())
     say(f"{settings.name}: {running.origin.recipe} on {running.origin.engine}, every {settings.beat.takt_ms:g} ms")
     tally, undelivered = running.run(count)
     _print_tally(tally)
@@ -57,7 +66,7 @@ def run_command_line(station: Path, count: int | None) -> None:
             f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps wait in the outbox and go out when "
             f"the station runs again: {settings.outbox.folder}"
         )
-    if settings.archive is not None:
+    if settings.archive is not None and not service.is_there:  # a service ends quickly, also after a year of parts
         report = settings.archive.folder / "report.html"
         title = f"{settings.name}: {running.origin.recipe}"
         write_shift_report(settings.archive.folder, report, title=title, deadline_ms=settings.beat.deadline_ms)
@@ -195,6 +204,10 @@ def doctor_command(station: Path | None) -> None:
         console.print(f"{mark} {finding.subject}: {finding.text}", soft_wrap=True)
     if not all(finding.fine for finding in findings):
         sys.exit(1)
+
+
+commands.add_command(recipes_commands)
+commands.add_command(audit_command)
 
 
 def main() -> None:

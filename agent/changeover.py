@@ -1,6 +1,7 @@
-"""Which recipe judges, and by which threshold: what station.yaml says, or what was commanded since.
+"""Which recipe judges, and by which threshold: what station.yaml says, or what was activated or commanded since.
 
-A commanded choice outlives a restart. It ends when somebody writes another recipe into station.yaml, and a commanded
+A choice outlives a restart: that of the recipe in the store (`agent.recipe_store`), whoever made it, that of the
+threshold in the log of commands. It ends when somebody writes another recipe into station.yaml, and a commanded
 threshold ends with its recipe: a number that was right for one network means nothing to another.
 """
 
@@ -13,15 +14,15 @@ from typing import Any, Protocol
 
 from agent.engine import EngineSettings, open_engine
 from agent.pipeline import Pipeline
-from calibration.errors import InputError, RecipeError, TaktsightError
+from agent.recipe_store import RecipeStore
+from agent.trust import Trust
+from calibration.errors import InputError, TaktsightError
 from calibration.photometric import Photometric
-from calibration.recipe import read_recipe
+from calibration.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".recipe"
-RECIPE_KEY, THRESHOLD_KEY = "recipe", "threshold"
-_WAY_OUT = "name another recipe in station.yaml"
+THRESHOLD_KEY = "threshold"
 
 
 class Memory(Protocol):
@@ -41,7 +42,8 @@ class ChangeoverSettings:
     recipe: Path  # the one to begin with
     engine: EngineSettings
     photometric: Photometric
-    folder: Path  # where a commanded recipe must lie
+    folder: Path  # of the station's recipe store
+    trust: Trust
     threshold_factor: float = 2.0  # a commanded threshold lies between the recipe's own / factor and * factor
 
 
@@ -51,24 +53,23 @@ class Changeover:
     def __init__(self, settings: ChangeoverSettings, memory: Memory | None) -> None:
         self._settings = settings
         self._memory = memory
+        self._store = RecipeStore(settings.folder, settings.trust, settings.recipe)
 
     def first(self) -> Pipeline:
-        """Return the pipeline to start with. Raises what the recipe and the engine raise."""
-        path = self._commanded_recipe() or self._settings.recipe
-        return self._with_commanded_threshold(self._pipeline(path))
+        """Return the pipeline to start with. Raises what the store, the recipe and the engine raise."""
+        name, recipe = self._store.current()
+        if name:
+            log.warning("recipe %s, as activated or commanded; station.yaml says %s", name, self._settings.recipe.name)
+        pipeline = self._with_commanded_threshold(self._pipeline(recipe))
+        self._store.note_running(recipe)
+        return pipeline
 
     def to(self, name: str) -> Pipeline:
         """Return a pipeline for the recipe of that name, proven on this device; nothing is remembered yet.
 
         Raises InputError if there is none, RecipeError, EngineError or MissingPackage if it cannot be used.
         """
-        known = {path.name.removesuffix(SUFFIX): path for path in sorted(self._settings.folder.glob(f"*{SUFFIX}"))}
-        if name not in known:
-            listed = ", ".join(list(known)[:20]) or "none"
-            raise InputError(
-                f"recipe {name!r} not found, there are: {listed}: put it into the station's recipes folder"
-            )
-        return self._pipeline(known[name])
+        return self._pipeline(self._store.read(name))
 
     def with_threshold(self, pipeline: Pipeline, score: float | None) -> Pipeline:
         """Return the same network with another score threshold, or with the recipe's own.
@@ -86,9 +87,8 @@ class Changeover:
 
     def remember_recipe(self, name: str, pipeline: Pipeline) -> None:
         """Start with this recipe from now on, with its own threshold."""
+        self._store.choose(name, pipeline.recipe)
         if self._memory is not None:
-            fields = {"name": name, "digest": pipeline.recipe.digest, "instead_of": str(self._settings.recipe)}
-            self._memory.remember(RECIPE_KEY, fields)
             self._memory.remember(THRESHOLD_KEY, None)
 
     def remember_threshold(self, pipeline: Pipeline, score: float | None) -> None:
@@ -97,28 +97,8 @@ class Changeover:
             fields = None if score is None else {"score": score, "digest": pipeline.recipe.digest}
             self._memory.remember(THRESHOLD_KEY, fields)
 
-    def _pipeline(self, path: Path) -> Pipeline:
-        recipe = read_recipe(path)
+    def _pipeline(self, recipe: Recipe) -> Pipeline:
         return Pipeline(recipe, open_engine(recipe, self._settings.engine), self._settings.photometric)
-
-    def _commanded_recipe(self) -> Path | None:
-        choice = None if self._memory is None else self._memory.recall(RECIPE_KEY)
-        if not isinstance(choice, dict) or choice.get("instead_of") != str(self._settings.recipe):
-            return None
-        path = self._settings.folder / f"{choice.get('name')}{SUFFIX}"
-        try:
-            found = read_recipe(path).digest
-        except RecipeError as error:
-            raise RecipeError(
-                f"the recipe commanded last cannot be used: {error}: put it back, or {_WAY_OUT}"
-            ) from error
-        if found != choice.get("digest"):
-            raise RecipeError(
-                f"{path} is not the recipe that was commanded last: {found[:12]} found, "
-                f"{str(choice.get('digest'))[:12]} wanted: put that one back, or {_WAY_OUT}"
-            )
-        log.warning("recipe %s, as commanded; station.yaml says %s", path.name, self._settings.recipe.name)
-        return path
 
     def _with_commanded_threshold(self, pipeline: Pipeline) -> Pipeline:
         choice = None if self._memory is None else self._memory.recall(THRESHOLD_KEY)

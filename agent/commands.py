@@ -153,10 +153,14 @@ class Commands:
         station: str,
         run: str,
         allow: frozenset[str],
+        audited: Callable[[Entry], object] = lambda _: None,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """allow: those of COMMANDS that are carried out; the others are refused. Raises ValueError on another name."""
+        """allow: those of COMMANDS that are carried out; the others are refused. Raises ValueError on another name.
+
+        audited: is told the outcome of each that was carried out.
+        """
         if not allow <= set(COMMANDS):
             raise ValueError(f"allow {sorted(allow)}: want some of {', '.join(COMMANDS)}")
         self._operations = operations
@@ -164,6 +168,7 @@ class Commands:
         self._station = station
         self._run = run
         self._allow = allow
+        self._audited = audited
         self._utc_now = utc_now
         self._unreadable = _Allowance(monotonic_s)
         self._readable = _Allowance(
@@ -284,6 +289,7 @@ class Commands:
 
     def _concluded(self, entry: Entry) -> dict[str, Any]:
         """Write the outcome, or keep it to be written before anything else is carried out; return the reply."""
+        self._audited(entry)
         try:
             self._log.finish(entry)
         except StorageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from agent.mqtt_client import MqttSettings
 from agent.outbox import OutboxSettings
 from agent.simulation import LineSettings, SimulatedLine
 from agent.sparkplug import SparkplugSettings
-from calibration.errors import SettingsError
+from agent.trust import Trust
+from calibration.errors import InputError, SettingsError
 from calibration.images import image_files
 from calibration.photometric import Photometric, read_photometric
 from calibration.recording import is_recording, recorded_frames
 from calibration.settings import Section, read_settings
+from calibration.signing import read_public_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Station:
     outbox: OutboxSettings
     commands: CommandSettings
     archive: ArchiveSettings | None
+    digest: str = ""  # SHA-256 of the file
 
     @property
     def recipe(self) -> Path:
@@ -106,12 +110,13 @@ def read_station(path: Path) -> Station:
         ),
         on_no_verdict=policy,
         camera=_camera(top.section("camera")),
-        recipes=_recipes(top, commands),
+        recipes=_recipes(top, commands, path.parent, name),
         mqtt=_mqtt(top.section("mqtt")) if top.has("mqtt") else None,
         sparkplug=_sparkplug(top.section("sparkplug"), name) if top.has("sparkplug") else None,
         outbox=_outbox(top.section("outbox"), path.parent, name),
         commands=_commands(commands, path.parent, name),
         archive=_archive(top.section("archive")) if top.has("archive") else None,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     if station.sparkplug is not None and station.mqtt is None:
         raise SettingsError("sparkplug: needs the broker: add mqtt:")
@@ -158,15 +163,33 @@ def _engine(section: Section) -> EngineSettings:
     )
 
 
-def _recipes(top: Section, commands: Section) -> ChangeoverSettings:
-    recipe = _required_path(top, "recipe")
+def _recipes(top: Section, commands: Section, folder: Path, station: str) -> ChangeoverSettings:
+    recipes = top.section("recipes")
     return ChangeoverSettings(
-        recipe=recipe,
+        recipe=_required_path(top, "recipe"),
         engine=_engine(top.section("engine")),
         photometric=_photometric(top),
-        folder=commands.path("recipes", None) or recipe.parent,
+        folder=recipes.path("folder", None) or folder / "recipes" / _as_file_name(station),
+        trust=_trust(recipes, folder, given=top.has("recipes")),
         threshold_factor=commands.number("threshold_factor", 2.0, minimum=1.0, maximum=100.0),
     )
+
+
+def _trust(section: Section, folder: Path, *, given: bool) -> Trust:
+    """Return whose recipes run; what nobody decided is an error, not a default."""
+    names = section.text_list("keys")
+    unsigned = section.choice("unsigned", ("refuse", "allow"), "refuse") == "allow"
+    if not names and not unsigned:
+        found = "no keys found, unsigned: refuse" if given else "not found"
+        raise SettingsError(
+            f"recipes: {found}, need whose recipes run here: write `recipes: {{keys: [release.key.pub]}}` with "
+            "the public key of who signs them (taktsight-trainer keygen), or `recipes: {unsigned: allow}` to run "
+            "recipes that nobody signed"
+        )
+    try:
+        return Trust(tuple(read_public_key(folder / name) for name in names), unsigned)
+    except (InputError, ValueError) as error:  # ValueError: a zero in the path
+        raise SettingsError(f"recipes.keys: {error}") from error
 
 
 def _commands(section: Section, folder: Path, station: str) -> CommandSettings:

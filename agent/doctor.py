@@ -10,8 +10,8 @@ from pathlib import Path
 
 from agent.config import read_station
 from agent.engine import ENGINES, open_engine
+from agent.recipe_store import RecipeStore
 from calibration.errors import TaktsightError
-from calibration.recipe import read_recipe
 
 OUR_NAMES = ("agent", "calibration", "trainer")
 
@@ -54,7 +54,7 @@ def _engines() -> Finding:
 def _station(station_file: Path) -> list[Finding]:
     try:
         station = read_station(station_file)
-        recipe = read_recipe(station.recipe)
+        _, recipe = RecipeStore(station.recipes.folder, station.recipes.trust, station.recipe).current()
         engine = open_engine(recipe, station.engine)
     except TaktsightError as error:
         return [Finding("station", False, str(error))]

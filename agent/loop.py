@@ -10,6 +10,9 @@ Four threads, each with one job:
 Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent. When the
 outlets fall behind, they get several verdicts at once; then pictures are shed, a verdict never. A line that is held
 goes on taking triggers: each part is `no_verdict` with the reason of the hold, at once.
+
+Each thread comes round within POLL_S, with or without parts, and notes when. `heartbeat_ns` is the moment of the
+slowest one: it stands still as soon as one of them hangs or has died, in the engine, the camera or an outlet.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Protocol, TypeVar
 
 from agent.camera import Camera
 from agent.errors import CameraError, EndOfFrames
+from agent.journal import fields
 from agent.ledger import Ledger, OpenTrigger
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
@@ -66,6 +70,7 @@ class Hold:
 
 
 Deliver = Callable[[Sequence[Settled]], None]
+OnRound = Callable[[int], None]  # gets heartbeat_ns; called by the delivery thread after each round that did not fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +105,15 @@ class Tally:
 class Line:
     """One camera, one inspector, one beat. `hold`, `release`, `between_parts` and `stop` are for any thread."""
 
-    def __init__(self, camera: Camera, inspector: Inspector, beat: Beat, deliver: Deliver) -> None:
+    def __init__(
+        self, camera: Camera, inspector: Inspector, beat: Beat, deliver: Deliver, on_round: OnRound = lambda _: None
+    ) -> None:
         self._camera = camera
         self.inspector = inspector
         self._beat = beat
         self._deliver = deliver
+        self._on_round = on_round
+        self._came_round_ns = dict.fromkeys(("clock", "acquisition", "inspection", "delivery"), 0)
         self._ledger = Ledger(beat.deadline_ms)
         self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -115,6 +124,11 @@ class Line:
         self._camera_fault: str | None = None
         self.held: Hold | None = None
         self.tally = Tally()
+
+    @property
+    def heartbeat_ns(self) -> int:
+        """When the slowest of the four threads last came round, time.monotonic_ns(); 0 until each has for once."""
+        return min(self._came_round_ns.values())
 
     def run(self, count: int | None = None) -> Tally:
         """Give `count` triggers (None: until `stop`), and return when each has its verdict and all were delivered.
@@ -150,12 +164,12 @@ class Line:
         """Give every part from now on no verdict, for this reason; a halt is not softened to a pause."""
         if self.held is None or self.held.reason is not Reason.HALTED:
             self.held = Hold(reason, detail)
-            log.warning("%s: %s", reason, detail)
+            log.warning("%s: %s", reason, detail, extra=fields(state=reason))
 
     def release(self) -> None:
         """Inspect again."""
         if self.held is not None:
-            log.warning("%s no longer: inspecting again", self.held.reason)
+            log.warning("%s no longer: inspecting again", self.held.reason, extra=fields(state="running"))
         self.held = None
 
     def between_parts(self, errand: Callable[[], Answer], timeout_s: float) -> Answer:
@@ -189,7 +203,7 @@ class Line:
         """Trigger on the beat and settle overdue triggers, until there is nothing left to do."""
         next_trigger_ns = time.monotonic_ns()
         takt_ns = round(self._beat.takt_ms * 1e6)
-        while True:
+        while self._comes_round("clock"):
             done = self._stopping.is_set() or (count is not None and self.tally.triggers >= count)
             if done and len(self._ledger) == 0:
                 return
@@ -206,7 +220,7 @@ class Line:
     def _wait(self, next_trigger_ns: int | None) -> None:
         """Sleep until the next trigger or deadline, or until something changes."""
         moments = [moment for moment in (next_trigger_ns, self._ledger.next_deadline_ns()) if moment is not None]
-        wait_s = POLL_S if not moments else (min(moments) - time.monotonic_ns()) / 1e9
+        wait_s = min([POLL_S, *((moment - time.monotonic_ns()) / 1e9 for moment in moments)])
         if wait_s > 0:
             self._wake.wait(wait_s)
         self._wake.clear()
@@ -228,8 +242,13 @@ class Line:
         except CameraError as error:
             self._speak_for(trigger_id, Reason.CAMERA_DOWN, str(error))
 
+    def _comes_round(self, thread: str) -> bool:
+        """Note that this thread is done with its last piece of work; return False when all are to go home."""
+        self._came_round_ns[thread] = time.monotonic_ns()
+        return not self._ended.is_set()
+
     def _acquire(self) -> None:
-        while not self._ended.is_set():
+        while self._comes_round("acquisition"):
             try:
                 frame = self._camera.next_frame(POLL_S)
                 self._note_camera(None)
@@ -249,7 +268,7 @@ class Line:
                 self._speak_for(frame.trigger_id, Reason.QUEUE_FULL, f"{waiting} frames wait already: slow the line")
 
     def _inspect(self) -> None:
-        while not self._ended.is_set():
+        while self._comes_round("inspection"):
             self._run_errands()
             try:
                 frame = self._frames.get(timeout=POLL_S)
@@ -318,20 +337,26 @@ class Line:
             self.stop()
 
     def _hand_over(self) -> None:
-        while batch := self._next_settled():
+        while (batch := self._next_settled()) is not None:
             for settled in batch:
                 self._count(settled.verdict)
             try:
-                self._deliver(batch)
+                if batch:
+                    self._deliver(batch)
+                self._comes_round("delivery")
+                self._on_round(self.heartbeat_ns)
             except Exception:
                 self.tally.delivery_faults += len(batch)
                 parts = ", ".join(str(settled.verdict.trigger_id) for settled in batch)
                 log.exception("the verdicts of these parts could not be delivered: %s", parts)
 
-    def _next_settled(self) -> list[Settled]:
-        """Wait for a verdict; return it and those that came meanwhile, or nothing at the end."""
+    def _next_settled(self) -> list[Settled] | None:
+        """Return the next verdict and those that came meanwhile; none where none comes soon, None at the end."""
         batch: list[Settled] = []
-        item = self._settled.get()
+        try:
+            item = self._settled.get(timeout=POLL_S)
+        except queue.Empty:
+            return batch
         while item is not None:
             batch.append(item)
             if len(batch) == MOST_AT_ONCE or self._settled.empty():
@@ -339,7 +364,7 @@ class Line:
             item = self._settled.get()
         if batch:
             self._settled.put(None)  # the end comes next
-        return batch
+        return batch or None
 
     def _count(self, verdict: Verdict) -> None:
         self.tally.outcomes[verdict.outcome] += 1
@@ -352,9 +377,9 @@ class Line:
     def _note_camera(self, fault: str | None) -> None:
         """Log the camera's state when it changes."""
         if fault is not None and self._camera_fault is None:
-            log.warning("camera down: %s", fault)
+            log.warning("camera down: %s", fault, extra=fields(camera="down"))
         if fault is None and self._camera_fault is not None:
-            log.warning("camera back")
+            log.warning("camera back", extra=fields(camera="up"))
         self._camera_fault = fault
 
 

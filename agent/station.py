@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.archive import Archive
+from agent.audit import AuditLog, run_facts
 from agent.capture import FrameCapture
 from agent.changeover import Changeover
 from agent.clock import StationClock
@@ -23,11 +24,14 @@ from agent.commands import Commands
 from agent.config import Station
 from agent.engine import TOLERANCES
 from agent.errors import StorageError
+from agent.journal import fields
 from agent.loop import Line, Settled, Tally
 from agent.messages import Alarm, HeatmapPayload, Origin, heatmap_payload, new_id, status_message, verdict_message
 from agent.mqtt import MqttPublisher, outbox_consumers
+from agent.notify import Supervisor
 from agent.operations import LineOperations
 from agent.outbox import MemoryOutbox, Outbox
+from agent.part_log import PartLog
 from agent.pipeline import Pipeline
 from agent.publisher import MemoryPublisher, Publisher, Undelivered
 from agent.sparkplug_publisher import CONSUMER as SPARKPLUG
@@ -38,6 +42,7 @@ log = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 5.0
 DELIVER_AT_END_S = 5.0
+STOP_MARGIN_S = 5.0  # for a publisher that ends a little later than it was asked to
 STORE_AGAIN_EVERY_S = 1.0
 MOST_UNSTORED = 10_000  # verdicts kept in memory while the disk refuses; about 15 MB
 
@@ -54,20 +59,24 @@ class _Draft:
 class RunningStation:
     """Everything that one run needs."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: Station, supervisor: Supervisor | None = None) -> None:
         """Raises what recipe, engine, outbox and archive raise: what cannot judge or remember does not start."""
         self._station = station
+        self._supervisor = supervisor or Supervisor()
+        self._part_log = PartLog()
         self._run = new_id()
         self._sends_heatmaps = station.mqtt is not None and station.mqtt.heatmaps
         self._clock = StationClock()
+        self._audit = AuditLog(station.outbox.folder)
         self._outbox: Outbox | MemoryOutbox = _outbox(station)
         self._command_log = CommandLog(station.outbox.folder, station.name) if station.commands.allow else None
         changeover = Changeover(station.recipes, self._command_log)
         self.pipeline = changeover.first()
         self._warn_of_foreign_thresholds()
+        self._warn_of_short_watchdog()
         self._archive = None if station.archive is None else Archive(station.archive)
         self._capture = FrameCapture(station.commands.captures, station.photometric)
-        self.line = Line(station.camera.open(), self.pipeline, station.beat, self._deliver)
+        self.line = Line(station.camera.open(), self.pipeline, station.beat, self._deliver, self._come_round)
         self._commands = self._command_thread(changeover)
         self._publishers = self._open_publishers()
         self._unstored: list[_Draft] = []
@@ -85,22 +94,32 @@ class RunningStation:
         """Verdicts that could not be stored; what is still in memory goes with the process."""
         return len(self._unstored) + self._given_up
 
+    def stop(self) -> None:
+        """Give no more triggers; `run` returns once all is settled and delivered. Safe in a signal handler."""
+        self._supervisor.extend(self._station.beat.deadline_ms / 1e3 + STOP_MARGIN_S)
+        self.line.stop()
+
     def run(self, count: int | None) -> tuple[Tally, Undelivered]:
         """Inspect `count` parts (None: until `line.stop`); return what happened and what still waits for the broker."""
+        self._audit.append("agent start", new=run_facts(self._run, self.pipeline.recipe, self._station.digest))
         for publisher in self._publishers:
             publisher.start()
         if self._commands is not None:
             self._commands.start()
         self._publish_status("ready")
+        log.info("ready: %s", self.origin.recipe, extra=self._as_fields("ready"))
         try:
             tally = self.line.run(count)
         finally:
+            self._supervisor.stopping()
             if self._commands is not None:
                 self._commands.stop()
             self._storing_again_s = 0.0
             self._store([])
             self._publish_status("stopped")
-            undelivered = [publisher.stop(DELIVER_AT_END_S) for publisher in self._publishers]
+            log.info("stopped", extra=self._as_fields("stopped"))
+            self._audit.tell("agent stop", new={"run": self._run, "digest": self.origin.recipe_digest})
+            undelivered = [self._stopped(publisher) for publisher in self._publishers]
             self._outbox.close()
             if self._command_log is not None:
                 self._command_log.close()
@@ -111,13 +130,36 @@ class RunningStation:
 
     def _deliver(self, batch: Sequence[Settled]) -> None:
         """Store verdicts, then archive them. Runs in the line's delivery thread."""
+        for settled in batch:
+            self._part_log.note(settled.verdict, self._origin(settled.inspector).recipe)
         self._store([self._draft(settled) for settled in batch])
         for settled in batch:
             if settled.frame is not None:
                 self._capture.take(settled.frame)
+
+    def _come_round(self, heartbeat_ns: int) -> None:
+        """Tell those who watch over the line, with or without parts. Runs in the line's delivery thread."""
+        self._supervisor.heartbeat(heartbeat_ns)
+        self._part_log.sum_up()
         if time.monotonic() >= self._status_due_s:
             self._status_due_s = time.monotonic() + STATUS_EVERY_S
             self._publish_status("running")
+            self._supervisor.status(self._summary())
+
+    def _stopped(self, publisher: Publisher) -> Undelivered:
+        """Let what waits be delivered for a while, and the service manager know that this takes its time."""
+        self._supervisor.extend(DELIVER_AT_END_S + STOP_MARGIN_S)
+        return publisher.stop(DELIVER_AT_END_S)
+
+    def _summary(self) -> str:
+        tally, held = self.line.tally, self.line.held
+        state = self.origin.recipe if held is None else f"{held.reason} ({held.detail})"
+        return f"{state}: {tally.triggers} parts, " + ", ".join(
+            f"{tally.outcomes[outcome]} {outcome.replace('_', ' ')}" for outcome in Outcome
+        )
+
+    def _as_fields(self, state: str) -> dict[str, dict[str, object]]:
+        return fields(state=state, recipe=self.origin.recipe, run=self._run)
 
     def _draft(self, settled: Settled) -> _Draft:
         verdict, origin = settled.verdict, self._origin(settled.inspector)
@@ -221,9 +263,10 @@ class RunningStation:
             tolerance=TOLERANCES[self._station.engine.precision],
             unstored=lambda: len(self._unstored),
         )
-        allow = self._station.commands.allow
+        allow, audited = self._station.commands.allow, self._audit.command
+        name, run = self._station.name, self._run
         return CommandThread(
-            Commands(operations, self._command_log, station=self._station.name, run=self._run, allow=allow)
+            Commands(operations, self._command_log, station=name, run=run, allow=allow, audited=audited)
         )
 
     def _open_publishers(self) -> list[Publisher]:
@@ -249,6 +292,12 @@ class RunningStation:
                 "thresholds were fitted on %s, this engine is %s: run taktsight-agent replay --scores with this "
                 "engine, then taktsight-calibration threshold", fitted_on, label
             )  # fmt: skip
+
+    def _warn_of_short_watchdog(self) -> None:
+        """An inspection that takes as long as it may must not be taken for one that hangs."""
+        watchdog_s, deadline_s = self._supervisor.watchdog_s, self._station.beat.deadline_ms / 1e3
+        if watchdog_s is not None and watchdog_s < 2 * deadline_s:
+            log.warning("WatchdogSec is %g s: set it to %g s at least, twice deadline_ms", watchdog_s, 2 * deadline_s)
 
 
 def _outbox(station: Station) -> Outbox | MemoryOutbox:

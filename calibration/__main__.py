@@ -18,8 +18,10 @@ from calibration.frame import reflectance
 from calibration.images import image_files, read_image
 from calibration.photometric import Photometric, ReferencePatch, mean_field, write_photometric
 from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.recipe_file import read_members
 from calibration.recording import is_recording, read_recording
 from calibration.scores import PartScore, Scores, read_scores
+from calibration.signing import signature_of
 from calibration.thresholds import Thresholds, rate_upper_bound, reject_threshold
 
 
@@ -43,8 +45,14 @@ def threshold_command(recipe: Path, scores: Path, false_reject_rate: float, labe
         raise InputError(f"{scores}: these scores are of another detector than {recipe}: run replay with this recipe")
     parts = _good_parts(found, label)
     updated = replace(loaded, thresholds=fitted(parts, false_reject_rate, found.engine))
+    was_signed = signature_of(recipe, read_members(recipe)[0]) is not None
     digest = write_recipe(recipe, updated)
     _tell(loaded, updated, digest)
+    if was_signed:
+        note(
+            "the recipe was signed with its old threshold; the new one is unsigned: have it signed again with "
+            "taktsight-trainer sign"
+        )
 
 
 @commands.command(

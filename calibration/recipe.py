@@ -1,8 +1,8 @@
 """A recipe: everything that decides the verdicts of one product, in one file.
 
-An uncompressed tar: `manifest.json` first, then the members that it lists with their sizes and digests. Nothing in it
-is executable and nothing is extracted to disk: members are read into memory after the manifest vouched for them, and
-the manifest after its own digest did. That finds damage and careless edits; it is no signature.
+An uncompressed tar, see `calibration.recipe_file`: `manifest.json` first, then the members that it lists with their
+sizes and digests. The manifest's own digest finds damage and careless edits; who stands for a recipe is said by its
+signature, see `calibration.signing`.
 
     detector.onnx       image (1, C, h, w) float32 -> anomaly_map (1, 1, h', w'), score (1,)
     preparation.json    view, registration limits
@@ -15,35 +15,57 @@ the manifest after its own digest did. That finds damage and careless edits; it 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
-import json
-import os
-import tarfile
+import math
+import re
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import RecipeError
+from calibration.errors import RecipeError, TaktsightError
 from calibration.images import decode_image, encode_png
+from calibration.onnx_graph import require_self_contained
 from calibration.preprocess import Rectangle, View
+from calibration.recipe_file import (
+    FOR_PEOPLE,
+    FORMAT_VERSION,
+    REFERENCE,
+    canonical,
+    members_digest,
+    read_members,
+    sha256,
+    short,
+    strict_json,
+    write_members,
+)
 from calibration.registration import Reference, RegistrationSettings
 from calibration.thresholds import Thresholds
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-SEAL = "manifest_sha256"  # key of the manifest: digest of all its other keys
-REQUIRED = ("detector.onnx", "preparation.json", "thresholds.json", "selftest.npy", "selftest.json")
-REFERENCE = ("reference.png", "weight.png")
-FOR_PEOPLE = ("metrics.json", "report.html")
-MEMBERS = REQUIRED + REFERENCE + FOR_PEOPLE
-MAX_BYTES = 2 * 1024**3
+MAX_SIDE_PX = 65_535  # of a view or a reference
+MAX_REFERENCE_PX = 2**28
+
+Filled = TypeVar("Filled")
+
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d+), (\d+), (\d+), (\d+)\), \} *\n",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who stands for a recipe."""
+
+    key: str  # first 16 hexadecimal digits of the SHA-256 of the signer's raw public key
+    revision: int  # set by the signer, rises from recipe to recipe of a product
+    created: str  # UTC by the signer's clock, ISO 8601
+    value: bytes  # Ed25519
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,80 +93,66 @@ class Recipe:
     report: str = ""  # HTML
     digest: str = ""  # of all that decides verdicts; set by read_recipe and write_recipe
     detector_digest: str = ""  # of graph and preparation alone: scores stay comparable while it stays
+    signature: Signature | None = None  # only where a trusted key was found to have made it; never written
 
 
 def write_recipe(path: Path, recipe: Recipe) -> str:
-    """Write the recipe in one step and return its digest: a crash or a full disk leaves the old file as it was.
+    """Write the recipe in one step, unsigned, and return its digest: a crash or a full disk leaves the old file.
 
     Raises RecipeError if the file cannot be written.
     """
     members = _members(recipe)
     manifest = _manifest(recipe, members)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            _write_tar(file, {MANIFEST: _json(manifest), **members})
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}: nothing was changed, an older recipe there is intact") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_members(path, manifest, members)
     return str(manifest["digest"])
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Return the recipe after checking its format, its list of members and every digest.
+    """Return the recipe after checking its format, its list of members, every digest and every value.
 
     Raises RecipeError saying what is wrong; a recipe that passes is complete and unchanged since it was written.
     """
+    return recipe_from_members(path, *read_members(path))
+
+
+def recipe_from_members(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Recipe:
+    """Return the recipe that a checked file holds. Raises RecipeError, naming path, if a value is none it can be."""
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            manifest, members = _checked_members(path, archive)
-    except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror or error}: give the path of a recipe") from error
-    except tarfile.TarError as error:
-        raise RecipeError(f"{path}: not a recipe or cut off ({error}): copy it again") from error
-    try:
+        require_self_contained(members["detector.onnx"])
         return _from_members(manifest, members)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"{path}: a member does not hold what format {FORMAT_VERSION} says: {error!r}") from error
+    except TaktsightError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise RecipeError(
+            f"{path}: a member does not hold what format {FORMAT_VERSION} says: {short(error)}"
+        ) from error
 
 
 def _members(recipe: Recipe) -> dict[str, bytes]:
     """Return the files of the recipe, in the order in which they are stored."""
-    members = {"detector.onnx": recipe.graph, "preparation.json": _json(_preparation(recipe))}
+    members = {"detector.onnx": recipe.graph, "preparation.json": canonical(_preparation(recipe))}
     if recipe.reference is not None:
         members["reference.png"] = encode_png(recipe.reference.image)
         members["weight.png"] = encode_png(recipe.reference.weight)
-    members["thresholds.json"] = _json(asdict(recipe.thresholds))
+    members["thresholds.json"] = canonical(asdict(recipe.thresholds))
     members["selftest.npy"] = _npy(recipe.selftest.batches)
-    members["selftest.json"] = _json({"scores": recipe.selftest.scores, "map_peaks": recipe.selftest.map_peaks})
-    members["metrics.json"] = _json(dict(recipe.metrics))
+    members["selftest.json"] = canonical({"scores": recipe.selftest.scores, "map_peaks": recipe.selftest.map_peaks})
+    members["metrics.json"] = canonical(dict(recipe.metrics))
     members["report.html"] = recipe.report.encode()
     return members
 
 
 def _manifest(recipe: Recipe, members: Mapping[str, bytes]) -> dict[str, Any]:
-    listed = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in members.items()}
-    manifest = {
+    listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in members.items()}
+    return {
         "format": FORMAT_VERSION,
         "product": recipe.product,
         "detector": recipe.detector,
         "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "training": dict(recipe.training),
         "members": listed,
-        "digest": _digest(listed, [name for name in listed if name not in FOR_PEOPLE]),
+        "digest": members_digest(listed, [name for name in listed if name not in FOR_PEOPLE]),
     }
-    manifest = json.loads(_json(manifest))  # as a reader will see it: keys are text, tuples are lists
-    return {**manifest, SEAL: _sha256(_json(manifest))}
-
-
-def _digest(listed: Mapping[str, Any], names: list[str]) -> str:
-    return _sha256(_json({name: listed[name]["sha256"] for name in names}))
 
 
 def _preparation(recipe: Recipe) -> dict[str, Any]:
@@ -159,82 +167,19 @@ def _preparation(recipe: Recipe) -> dict[str, Any]:
     return {"view": asdict(recipe.view), "registration": limits}
 
 
-def _write_tar(file: io.BufferedWriter, members: Mapping[str, bytes]) -> None:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in members.items():
-            entry = tarfile.TarInfo(name)  # owner, mode and time stay at their fixed defaults
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-
-
-def _checked_members(path: Path, archive: tarfile.TarFile) -> tuple[dict[str, Any], dict[str, bytes]]:
-    first = archive.next()
-    if first is None or first.name != MANIFEST or not first.isreg():
-        raise RecipeError(f"{path}: not a recipe: its first member is not {MANIFEST}")
-    manifest = _checked_manifest(path, _read_member(path, archive, first, 16 * 1024**2))
-    listed = manifest["members"]
-    members: dict[str, bytes] = {}
-    while (entry := archive.next()) is not None:
-        if entry.name not in listed or entry.name in members or not entry.isreg():
-            raise RecipeError(f"{path}: {entry.name!r} is not a member that its manifest lists once: do not use it")
-        data = _read_member(path, archive, entry, MAX_BYTES)
-        if _sha256(data) != listed[entry.name]["sha256"]:
-            raise RecipeError(f"{path}: {entry.name} was changed after the recipe was written: fetch it again")
-        members[entry.name] = data
-    missing = [name for name in listed if name not in members]
-    if missing:
-        raise RecipeError(f"{path}: {', '.join(missing)} missing, the file is cut off: copy it again")
-    return manifest, members
-
-
-def _checked_manifest(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(data)
-        version = int(manifest["format"])
-        listed = manifest["members"]
-        digests = {name: str(entry["sha256"]) for name, entry in listed.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RecipeError(f"{path}: its manifest is damaged ({error!r}): fetch it again") from error
-    if version > FORMAT_VERSION:
-        raise RecipeError(
-            f"{path}: recipe format {version} found, this taktsight reads up to {FORMAT_VERSION}: update taktsight"
-        )
-    unknown = [name for name in digests if name not in MEMBERS]
-    absent = [name for name in REQUIRED if name not in digests]
-    if unknown or absent:
-        raise RecipeError(f"{path}: unknown members {unknown}, required members absent {absent}: fetch it again")
-    unsealed = {key: value for key, value in manifest.items() if key != SEAL}
-    if manifest.get(SEAL) != _sha256(_json(unsealed)):
-        raise RecipeError(f"{path}: its manifest was changed after it was written: fetch it again")
-    if manifest["digest"] != _digest(listed, [name for name in listed if name not in FOR_PEOPLE]):
-        raise RecipeError(f"{path}: its list of members does not fit its digest: fetch it again")
-    return manifest
-
-
-def _read_member(path: Path, archive: tarfile.TarFile, entry: tarfile.TarInfo, limit: int) -> bytes:
-    if entry.size > limit:
-        raise RecipeError(f"{path}: {entry.name} claims {entry.size} bytes, at most {limit} are read")
-    file = archive.extractfile(entry)
-    data = b"" if file is None else file.read()
-    if len(data) != entry.size:
-        raise RecipeError(f"{path}: {entry.name} is cut off after {len(data)} of {entry.size} bytes: copy it again")
-    return data
-
-
 def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Recipe:
-    preparation = json.loads(members["preparation.json"])
-    answers = json.loads(members["selftest.json"])
-    batches = np.load(io.BytesIO(members["selftest.npy"]), allow_pickle=False)
+    preparation = strict_json(members["preparation.json"])
+    view = _view(preparation["view"])
     return Recipe(
-        product=str(manifest["product"]),
-        detector=str(manifest["detector"]),
+        product=_name(manifest["product"]),
+        detector=_name(manifest["detector"]),
         graph=members["detector.onnx"],
-        view=_view(preparation["view"]),
+        view=view,
         reference=_reference(preparation["registration"], members),
-        thresholds=Thresholds(**json.loads(members["thresholds.json"])),
-        selftest=SelfTest(batches, tuple(answers["scores"]), tuple(answers["map_peaks"])),
-        training=manifest["training"],
-        metrics=json.loads(members.get("metrics.json", b"{}")),
+        thresholds=_thresholds(strict_json(members["thresholds.json"])),
+        selftest=_selftest(members["selftest.npy"], strict_json(members["selftest.json"]), view),
+        training=_mapping(manifest["training"]),
+        metrics=_mapping(strict_json(members.get("metrics.json", b"{}"))),
         report=members.get("report.html", b"").decode(),
         digest=str(manifest["digest"]),
         detector_digest=_detector_digest(manifest["members"]),
@@ -242,51 +187,108 @@ def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> 
 
 
 def _detector_digest(listed: Mapping[str, Any]) -> str:
-    return _digest(listed, [name for name in listed if name in ("detector.onnx", "preparation.json", *REFERENCE)])
+    return members_digest(
+        listed, [name for name in listed if name in ("detector.onnx", "preparation.json", *REFERENCE)]
+    )
 
 
 def _view(values: dict[str, Any]) -> View:
     region = values["region"]
     height, width = values["reference_size"]
-    return View(
-        **{
-            **values,
-            "reference_size": (int(height), int(width)),
-            "region": None if region is None else Rectangle(**region),
-        }
+    box = None if region is None else _filled(Rectangle, region)
+    view = _filled(View, {**values, "reference_size": (height, width), "region": box})
+    _want(
+        all(_is_whole(side) and 1 <= side <= MAX_SIDE_PX for side in (height, width, view.height, view.width)), values
     )
+    _want(0 < view.gamma <= 100 and 8 <= view.bit_depth <= 16, values)
+    if box is not None:
+        _want(min(box.x_px, box.y_px) >= 0 and min(box.width_px, box.height_px) >= 1, region)
+        _want(box.right_px <= width and box.low_px <= height, region)
+    return view
 
 
 def _reference(limits: dict[str, Any] | None, members: Mapping[str, bytes]) -> Reference | None:
     if limits is None:
         return None
+    settings = _filled(RegistrationSettings, limits["settings"])
+    _want(0 <= settings.max_angle_deg <= 180 and 0 <= settings.max_scale_change <= 0.5, limits["settings"])
+    _want((settings.max_shift_px is None or settings.max_shift_px >= 0) and 0 <= settings.min_in_view <= 1, limits)
     return Reference(
-        image=np.asarray(decode_image(members["reference.png"], "reference.png"), dtype=np.uint8),
-        weight=np.asarray(decode_image(members["weight.png"], "weight.png"), dtype=np.uint8),
-        settings=RegistrationSettings(**limits["settings"]),
+        image=_gray_png(members, "reference.png"),
+        weight=_gray_png(members, "weight.png"),
+        settings=settings,
         min_similarity=float(limits["min_similarity"]),
         max_residual_px=float(limits["max_residual_px"]),
     )
 
 
+def _gray_png(members: Mapping[str, bytes], name: str) -> NDArray[np.uint8]:
+    """Return a PNG's (H, W) pixels; its own header says how many there are before any is unpacked."""
+    data = members[name]
+    _want(data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR", name)
+    width, height = (int.from_bytes(data[place : place + 4], "big") for place in (16, 20))
+    _want(1 <= width * height <= MAX_REFERENCE_PX, f"{name}: {width} x {height} px")
+    pixels = decode_image(data, name)
+    _want(pixels.ndim == 2 and pixels.dtype == np.uint8, f"{name}: {pixels.shape} {pixels.dtype}")
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def _thresholds(values: Any) -> Thresholds:
+    thresholds = _filled(Thresholds, values)
+    _want(thresholds.n_good >= 0, values)
+    return thresholds
+
+
+def _selftest(data: bytes, answers: dict[str, Any], view: View) -> SelfTest:
+    head = _NPY.match(data)
+    _want(head is not None, "selftest.npy is no plain float32 array of four axes")
+    assert head is not None
+    shape = tuple(int(length) for length in head.groups())
+    _want(shape[1:] == (view.channels, view.height, view.width) and shape[0] >= 1, f"selftest.npy of shape {shape}")
+    _want(len(data) == head.end() + 4 * math.prod(shape), f"selftest.npy of {len(data)} bytes for shape {shape}")
+    batches = np.frombuffer(data, np.dtype("<f4"), offset=head.end()).reshape(shape).astype(np.float32)
+    scores, peaks = (tuple(_number(value) for value in answers[key]) for key in ("scores", "map_peaks"))
+    _want(len(scores) == len(peaks) == shape[0] and bool(np.isfinite(batches).all()), "selftest.json: its answers")
+    return SelfTest(batches, scores, peaks)
+
+
+def _filled(kind: type[Filled], values: Any) -> Filled:
+    """Return the dataclass with these fields. Raises ValueError on a value of another type than declared."""
+    types = typing.get_type_hints(kind)
+    for name, value in _mapping(values).items():
+        wanted = types[name]
+        allowed = (wanted, *typing.get_args(wanted))
+        fits = type(value) in allowed or (type(value) is int and float in allowed) or typing.get_origin(wanted) is tuple
+        _want(fits, f"{name}: {value!r}")
+    return kind(**values)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    _want(isinstance(value, dict), value)
+    return dict(value)
+
+
+def _name(value: Any) -> str:
+    _want(isinstance(value, str) and 0 < len(value) <= 200, value)
+    return str(value)
+
+
+def _number(value: Any) -> float:
+    _want(type(value) in (int, float), value)
+    return float(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _want(held: bool, found: Any) -> None:
+    """Raises ValueError telling what was found."""
+    if not held:
+        raise ValueError(f"{str(found)[:200]} found")
+
+
 def _npy(array: NDArray[np.float32]) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array, dtype="<f4"), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename survives a power cut only once its folder is on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

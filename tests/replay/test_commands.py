@@ -21,6 +21,7 @@ from calibration.scores import read_scores
 STATION = """
 station: test-cell
 recipe: tiny.recipe
+recipes: {{unsigned: allow}}
 takt_ms: {takt_ms}
 camera: {{kind: simulated, width_px: 64, height_px: 64, seed: 1, lost: [2]}}
 engine: {{kind: onnxruntime, threads: 1}}

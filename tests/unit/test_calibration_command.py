@@ -17,8 +17,10 @@ from calibration.frame import Frame
 from calibration.images import encode_png
 from calibration.photometric import ReferencePatch, read_photometric
 from calibration.recipe import Recipe, read_recipe
+from calibration.recipe_file import read_members
 from calibration.recording import RecordingWriter
 from calibration.scores import PartScore, Scores, write_scores
+from calibration.signing import make_key, read_signing_key, sign_recipe, signature_of
 from calibration.thresholds import rate_upper_bound
 from tests.recipes import tiny_recipe, write_tiny_recipe
 
@@ -105,6 +107,18 @@ def test_the_user_is_told_the_old_and_the_new_threshold_and_how_far_to_trust_it(
         "to be confident of 2.00%, inspect about 400 in all",
         f"recipe digest {bench.loaded.digest}",
     ]
+
+
+def test_a_new_threshold_ends_the_signature_and_says_so(bench: Bench, calibrate):
+    make_key(bench.recipe.with_name("key"))
+    sign_recipe(bench.recipe, read_signing_key(bench.recipe.with_name("key")))
+    bench.score(["good"] * 199)
+    answer = calibrate("threshold", bench.recipe, bench.scores, "--false-reject-rate", "0.01")
+    assert answer.out.splitlines()[-1] == (
+        "note: the recipe was signed with its old threshold; the new one is unsigned: have it signed again with "
+        "taktsight-trainer sign"
+    )
+    assert signature_of(bench.recipe, read_members(bench.recipe)[0]) is None
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.003])

@@ -10,6 +10,7 @@ from recipes import write_tiny_recipe
 from agent.changeover import Changeover, ChangeoverSettings
 from agent.command_log import CommandLog
 from agent.engine import EngineSettings
+from agent.trust import Trust
 from calibration.errors import InputError, RecipeError
 from calibration.photometric import Photometric
 
@@ -20,7 +21,11 @@ def settings(tmp_path):
     write_tiny_recipe(tmp_path / "first.recipe")
     write_tiny_recipe(tmp_path / "recipes" / "second.recipe", product="second")
     return ChangeoverSettings(
-        tmp_path / "first.recipe", EngineSettings("onnxruntime", threads=1), Photometric(), tmp_path / "recipes"
+        tmp_path / "first.recipe",
+        EngineSettings("onnxruntime", threads=1),
+        Photometric(),
+        tmp_path / "recipes",
+        Trust(unsigned=True),
     )
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from agent.config import read_station
 from calibration.errors import SettingsError
+from calibration.signing import make_key
 
 STATION = """
 station: cell1
 recipe: flange.recipe
+recipes: {unsigned: allow}
 takt_ms: 500
 camera: {kind: simulated, seed: 3, lost: [4, 9]}
 """
@@ -46,12 +49,38 @@ def test_the_shortest_station_takes_the_documented_defaults(tmp_path: Path) -> N
         ("mqtt: {topic: a/+/c}", r"mqtt\.topic"),
         ("mqtt: {topic: a/b, port: 99999}", r"mqtt\.port: 99999 found"),
         ("archive: {folder: x, pictures: some}", r"archive\.pictures"),
+        ("recipes: {unsigned: perhaps}", r"recipes\.unsigned: 'perhaps' found, need one of refuse, allow"),
+        ("recipes: {key: [a]}", r"recipes: no keys found, unsigned: refuse, need whose recipes run here"),
+        ("recipes: {keys: [absent.pub]}", r"recipes\.keys: .*absent\.pub: No such file or directory"),
+        ("commands: {recipes: folder}", r"commands\.recipes: unknown key"),
         ("queue_length: 2.5", "queue_length: 2.5 found, need a whole number"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_path(tmp_path: Path, line: str, message: str) -> None:
+    block = line.partition(":")[0]
+    others = "".join(kept + "\n" for kept in STATION.splitlines() if kept.partition(":")[0] != block)
     with pytest.raises(SettingsError, match=message):
-        read_station(station(tmp_path, STATION + line + "\n"))
+        read_station(station(tmp_path, others + line + "\n"))
+
+
+def test_a_station_that_does_not_say_whose_recipes_it_runs_is_told_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_station(station(tmp_path, STATION.replace("recipes: {unsigned: allow}\n", "")))
+    assert str(caught.value) == (
+        "recipes: not found, need whose recipes run here: write `recipes: {keys: [release.key.pub]}` with the public "
+        "key of who signs them (taktsight-trainer keygen), or `recipes: {unsigned: allow}` to run recipes that nobody "
+        "signed"
+    )
+
+
+def test_keys_lie_beside_the_settings_and_unsigned_recipes_are_refused_by_default(tmp_path: Path) -> None:
+    made = make_key(tmp_path / "release.key")
+    text = STATION.replace("{unsigned: allow}", "{keys: [release.key.pub]}")
+    settings = read_station(station(tmp_path, text))
+    assert [key.key_id for key in settings.recipes.trust.keys] == [made.key_id]
+    assert not settings.recipes.trust.unsigned
+    assert settings.recipes.folder == tmp_path / "recipes" / "cell1"
+    assert settings.digest == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_camera_of_unknown_kind_is_refused(tmp_path: Path) -> None:

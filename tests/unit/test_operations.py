@@ -15,6 +15,7 @@ from agent.engine import EngineSettings
 from agent.errors import CommandError, EngineError, StorageError
 from agent.loop import Beat, Line
 from agent.operations import LineOperations
+from agent.trust import Trust
 from agent.verdict import Outcome, Reason
 from calibration.errors import InputError
 from calibration.frame import Frame
@@ -56,7 +57,11 @@ class Station:
         write_tiny_recipe(tmp_path / "first.recipe")
         write_tiny_recipe(tmp_path / "recipes" / "second.recipe", product="second", level=level)
         settings = ChangeoverSettings(
-            tmp_path / "first.recipe", EngineSettings("onnxruntime", threads=1), Photometric(), tmp_path / "recipes"
+            tmp_path / "first.recipe",
+            EngineSettings("onnxruntime", threads=1),
+            Photometric(),
+            tmp_path / "recipes",
+            Trust(unsigned=True),
         )
         changeover = Changeover(settings, None)
         self.settled = []

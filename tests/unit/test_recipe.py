@@ -20,7 +20,8 @@ import pytest
 
 from calibration.errors import RecipeError
 from calibration.preprocess import Rectangle, View
-from calibration.recipe import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL, Recipe, read_recipe, write_recipe
+from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.recipe_file import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL
 from tests.recipes import bracket, tiny_recipe, tiny_reference, write_tiny_recipe
 
 BLOCK = 512  # bytes: tar headers and members start at multiples of it
@@ -273,6 +274,7 @@ def test_a_well_sealed_recipe_with_foreign_contents_is_refused(data: bytes, writ
     members["thresholds.json"] = b'{"colour": "red"}'
     manifest = json.loads(members[MANIFEST])
     listed = manifest["members"]
+    listed["thresholds.json"]["bytes"] = len(members["thresholds.json"])
     listed["thresholds.json"]["sha256"] = hashlib.sha256(members["thresholds.json"]).hexdigest()
     digests = {name: listed[name]["sha256"] for name in listed if name not in FOR_PEOPLE}
     manifest["digest"] = hashlib.sha256(json.dumps(digests, indent=1, sort_keys=True).encode()).hexdigest()
@@ -283,9 +285,9 @@ def test_a_well_sealed_recipe_with_foreign_contents_is_refused(data: bytes, writ
 
 def test_a_claimed_size_beyond_the_file_reads_no_further_than_the_file(data: bytes, written):
     entry = entries(data)[0]
-    entry.size = 2**33
-    with pytest.raises(RecipeError, match=r"manifest\.json claims 8589934592 bytes, at most 16777216 are read"):
-        read_recipe(written(entry.tobuf() + data[BLOCK:]))
+    entry.size = 2**32
+    with pytest.raises(RecipeError, match=r"manifest\.json claims 4294967296 bytes, at most 16777216 are read"):
+        read_recipe(written(entry.tobuf(tarfile.USTAR_FORMAT) + data[BLOCK:]))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a recipe", b"\0" * 10240, b"PK\x03\x04" + b"\0" * 600])
