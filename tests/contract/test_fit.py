@@ -70,7 +70,7 @@ def test_good_parts_pass_and_a_hole_is_rejected_through_the_exported_graph(tmp_p
     assert sum(score > threshold for name, score in scores.items() if "good" in name) <= 1
 
 
-@pytest.mark.parametrize("detector", ["patch_memory", "vae+residual"])
+@pytest.mark.parametrize("detector", ["patch_layout", "patch_memory", "vae+residual"])
 def test_the_same_seed_and_data_give_the_same_digest(tmp_path: Path, detector: str) -> None:
     digests = []
     for attempt in range(2):

@@ -16,6 +16,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.backbones import lite0
@@ -38,25 +39,29 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     """
     features = Features(options)
     embedded = in_chunks(features, material.batch, progress, "features")[0]  # (n, D, h', w')
-    mean = embedded.mean(dim=(0, 2, 3))
-    scale = 1.0 / (embedded.std(dim=(0, 2, 3)) + 1e-3)
-    embedded = (embedded - mean[:, None, None]) * scale[:, None, None]
     keep = at_map_size(material.keep, *embedded.shape[2:])
-
-    distances = _held_out_distances(embedded, material, keep, options, progress)  # (n, 1, h', w')
-    maps = torch.cat([_standardised_fold(distances, material.fold, k) for k in range(int(material.fold.max()) + 1)])
-    order = np.concatenate([np.flatnonzero(material.fold == k) for k in range(int(material.fold.max()) + 1)])
-    maps = maps * keep
-
-    memory = coreset(_patches(embedded, keep), options.memory_entries, options.seed, progress)
-    module = PatchMemory(features, (mean, scale), memory, moments(distances), keep)
+    module, maps = learned_memory(embedded, material, keep, options, progress)
+    module.features = features
     return Learned(
         module=module.eval(),
-        held_out=order,
-        good_scores=top_mean(maps, _top_count(keep)).double().numpy(),
+        held_out=np.arange(len(maps)),
+        good_scores=top_mean(maps, top_count(keep)).double().numpy(),
         good_peaks=maps.flatten(1).amax(1).double().numpy(),
         good_maps=maps[:, 0].numpy(),
     )
+
+
+def learned_memory(
+    embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress
+) -> tuple[PatchMemory, Tensor]:
+    """Return (detector without a backbone, held-out maps (n, 1, h', w')) of features (n, D, h', w')."""
+    mean = embedded.mean(dim=(0, 2, 3))
+    scale = 1.0 / (embedded.std(dim=(0, 2, 3)) + 1e-3)
+    embedded = (embedded - mean[:, None, None]) * scale[:, None, None]
+    distances = held_out_distances(embedded, material, keep, options, progress)  # (n, 1, h', w')
+    memory = coreset(patches(embedded, keep), options.memory_entries, options.seed, progress)
+    module = PatchMemory((mean, scale), memory, moments(distances), keep)
+    return module, standardised_folds(distances, material.fold) * keep
 
 
 class PatchMemory(nn.Module):
@@ -64,7 +69,6 @@ class PatchMemory(nn.Module):
 
     def __init__(
         self,
-        features: nn.Module,
         channels: tuple[Tensor, Tensor],  # mean and 1 / deviation, each (D,)
         memory: Tensor,  # (entries, D)
         moments: tuple[Tensor, Tensor],  # usual and spread, each (1, 1, h', w')
@@ -73,7 +77,7 @@ class PatchMemory(nn.Module):
         super().__init__()
         mean, scale = channels
         usual, spread = moments
-        self.features = features
+        self.features: nn.Module = nn.Identity()
         self.register_buffer("mean", mean[:, None, None])
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("memory", memory.T.contiguous())  # (D, entries)
@@ -81,11 +85,15 @@ class PatchMemory(nn.Module):
         self.register_buffer("usual", usual)  # (1, 1, h', w') distance of good parts here
         self.register_buffer("spread", spread)
         self.register_buffer("keep", keep)
-        self.top_count = _top_count(keep)
+        self.top_count = top_count(keep)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return (anomaly_map, score)."""
-        embedded = (self.features(image)[0] - self.mean) * self.scale
+        return self.judged(self.features(image)[0])
+
+    def judged(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (anomaly_map, score) of features (N, D, h', w') as `features` gives them."""
+        embedded = (embedded - self.mean) * self.scale
         distance = nearest_distance(embedded, self.memory, self.memory_squared)
         anomaly_map = smoothed((distance - self.usual) / self.spread) * self.keep
         return anomaly_map, top_mean(anomaly_map, self.top_count)
@@ -110,8 +118,8 @@ def nearest_distance(embedded: Tensor, memory: Tensor, memory_squared: Tensor) -
 
     embedded: (N, D, h', w'). memory: (D, entries). memory_squared: (entries,).
     """
-    patches = embedded.flatten(2).transpose(1, 2)  # (N, h'w', D)
-    squared = (patches * patches).sum(2) + (memory_squared - 2.0 * (patches @ memory)).amin(2)
+    places = embedded.flatten(2).transpose(1, 2)  # (N, h'w', D)
+    squared = (places * places).sum(2) + (memory_squared - 2.0 * (places @ memory)).amin(2)
     return squared.clamp(min=NEAREST**2).sqrt().reshape(embedded.shape[0], 1, *embedded.shape[2:])
 
 
@@ -128,18 +136,18 @@ def top_mean(maps: Tensor, count: int) -> Tensor:
     return maps.flatten(1).topk(count, dim=1).values.mean(1)
 
 
-def coreset(patches: Tensor, entries: int, seed: int, progress: Progress) -> Tensor:
+def coreset(found: Tensor, entries: int, seed: int, progress: Progress) -> Tensor:
     """Return at most `entries` patches that cover all of them: greedily, always the one farthest from those chosen.
 
-    patches: (n, D). Chosen in a random projection of 64 dimensions, from at most 30,000 patches drawn at random.
+    found: (n, D) patches. Chosen in a random projection of 64 dimensions, from at most 30,000 patches drawn at random.
     Source: PatchCore, sec. 3.2 (minimax facility location; Johnson-Lindenstrauss projection).
     """
     generator = torch.Generator().manual_seed(seed)
-    if len(patches) > CANDIDATES:
-        patches = patches[torch.randperm(len(patches), generator=generator)[:CANDIDATES].sort().values]
-    entries = min(entries, len(patches))
-    projection = torch.randn(patches.shape[1], SKETCH, generator=generator) / math.sqrt(SKETCH)
-    sketch = patches @ projection
+    if len(found) > CANDIDATES:
+        found = found[torch.randperm(len(found), generator=generator)[:CANDIDATES].sort().values]
+    entries = min(entries, len(found))
+    projection = torch.randn(found.shape[1], SKETCH, generator=generator) / math.sqrt(SKETCH)
+    sketch = found @ projection
     squared = (sketch * sketch).sum(1)
     distance = torch.full((len(sketch),), torch.inf)
     chosen = [int(torch.randint(len(sketch), (1,), generator=generator))]
@@ -151,10 +159,10 @@ def coreset(patches: Tensor, entries: int, seed: int, progress: Progress) -> Ten
         if count % 200 == 0:
             progress("memory", count, entries)
     progress("memory", entries, entries)
-    return patches[chosen]
+    return found[chosen]
 
 
-def _held_out_distances(
+def held_out_distances(
     embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress
 ) -> Tensor:
     """Return (n, 1, h', w'): each image's distances to a memory of the other folds' patches."""
@@ -162,7 +170,7 @@ def _held_out_distances(
     fold_count = int(material.fold.max()) + 1
     for k in range(fold_count):
         others, held_out = embedded[material.fold != k], np.flatnonzero(material.fold == k)
-        memory = coreset(_patches(others, keep), options.memory_entries, options.seed, _silent)
+        memory = coreset(patches(others, keep), options.memory_entries, options.seed, _silent)
         squared = (memory * memory).sum(1)
         for index in held_out:
             distances[index] = nearest_distance(embedded[index : index + 1], memory.T, squared)[0]
@@ -170,10 +178,13 @@ def _held_out_distances(
     return distances
 
 
-def _standardised_fold(distances: Tensor, fold: np.ndarray, k: int) -> Tensor:
-    """Return fold k's maps, standardised and smoothed by what the other folds show."""
-    usual, spread = moments(distances[fold != k])
-    return smoothed((distances[fold == k] - usual) / spread)
+def standardised_folds(distances: Tensor, fold: NDArray[np.int64]) -> Tensor:
+    """Return maps (n, 1, h', w') in the order of distances: each fold standardised by the others, then smoothed."""
+    maps = torch.empty_like(distances)
+    for k in range(int(fold.max()) + 1):
+        usual, spread = moments(distances[fold != k])
+        maps[fold == k] = smoothed((distances[fold == k] - usual) / spread)
+    return maps
 
 
 def moments(distances: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,12 +198,12 @@ def _shared(maps: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(maps, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
 
 
-def _top_count(keep: Tensor) -> int:
+def top_count(keep: Tensor) -> int:
     """Return how many cells make the score: 0.3 % of the kept ones, at least one."""
     return max(1, round(TOP_SHARE * float(keep.sum())))
 
 
-def _patches(embedded: Tensor, keep: Tensor) -> Tensor:
+def patches(embedded: Tensor, keep: Tensor) -> Tensor:
     """Return (n, D): the kept places of (N, D, h', w')."""
     return embedded.permute(0, 2, 3, 1)[:, keep[0, 0] > 0].reshape(-1, embedded.shape[1])
 

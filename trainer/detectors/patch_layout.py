@@ -1,0 +1,134 @@
+"""patch_layout: patch_memory, patch_gaussian and the layout of the whole picture on one backbone.
+
+Each part sees what the others miss: the memory finds strange patches wherever they lie, the Gaussians usual patches at
+an unusual place, the layout faults too large or too faint for any patch. Every part's score is brought to mean 0 and
+deviation 1 over held-out good images; their sum is the score, all weights alike. Nothing is chosen per product.
+Measured in docs/detectors.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainer.backbones import lite0
+from trainer.detectors import patch_gaussian, patch_memory
+from trainer.detectors.layout import Grid, Layout, held_out_residuals
+from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
+
+STAGES = (1, 2, 4)  # of Lite0: 24 channels at stride 4, 40 at stride 8, 112 at stride 16
+
+
+def fit(material: Material, options: Options, progress: Progress) -> Learned:
+    """Return a detector whose thresholds rest on k-fold held-out scores: every good image is scored unseen once."""
+    features = Features(options, *(side // 16 for side in material.batch.shape[2:]))
+    fine, patches, vectors = in_chunks(features, material.batch, progress, "features")
+    keep = at_map_size(material.keep, *fine.shape[2:])
+    gaussian, gaussian_maps = patch_gaussian.learned_gaussians(fine, material.fold, keep, options.seed, progress)
+    memory, memory_maps = patch_memory.learned_memory(patches, material, keep, options, progress)
+    count = patch_memory.top_count(keep)
+    parts = torch.stack(  # (n, 3)
+        [
+            patch_memory.top_mean(memory_maps, count),
+            patch_memory.top_mean(gaussian_maps, count),
+            held_out_residuals(vectors, material.fold),
+        ],
+        dim=1,
+    )
+    maps = (memory_maps + gaussian_maps) / 2.0
+    module = PatchLayout(features, (memory, gaussian, Layout(vectors)), Weighing.of(parts))
+    return Learned(
+        module=module.eval(),
+        held_out=np.arange(len(maps)),
+        good_scores=held_out_scores(parts, material.fold).double().numpy(),
+        good_peaks=maps.flatten(1).amax(1).double().numpy(),
+        good_maps=maps[:, 0].numpy(),
+    )
+
+
+class PatchLayout(nn.Module):
+    """image (N, C, h, w) -> anomaly_map (N, 1, h/8, w/8) in deviations above a good part, score (N,)."""
+
+    def __init__(
+        self,
+        features: nn.Module,
+        parts: tuple[patch_memory.PatchMemory, patch_gaussian.PatchGaussian, Layout],
+        weighing: Weighing,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.memory, self.gaussian, self.layout = parts
+        self.weighing = weighing
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (anomaly_map, score)."""
+        scores, anomaly_map = self.part_scores(image)
+        return anomaly_map, self.weighing(scores)
+
+    def part_scores(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the raw scores of memory, Gaussians and layout, (N, 3), and the anomaly map."""
+        fine, patches, vectors = self.features(image)
+        memory_map, memory_score = self.memory.judged(patches)
+        gaussian_map, gaussian_score = self.gaussian.judged(fine)
+        scores = torch.stack([memory_score, gaussian_score, self.layout(vectors)], dim=1)
+        return scores, (memory_map + gaussian_map) / 2.0
+
+
+class Weighing(nn.Module):
+    """Scores of the parts (N, 3) -> one score (N,), which has the memory's mean and deviation over good parts.
+
+    So a score stays in deviations above a good part, and is positive, whatever the parts' units.
+    """
+
+    def __init__(self, centre: Tensor, scale: Tensor, start: Tensor, step: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("centre", centre)  # (3,)
+        self.register_buffer("scale", scale)  # (3,)
+        self.register_buffer("start", start)
+        self.register_buffer("step", step)
+
+    @classmethod
+    def of(cls, parts: Tensor) -> Weighing:
+        """Return the weighing learnt from held-out good images' scores (n, 3)."""
+        centre, scale = moments(parts)
+        return cls(centre, scale, centre[0], scale[0] / moments(((parts - centre) / scale).sum(1))[1])
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Return the sum of the standardised scores, in the memory's unit."""
+        return self.start + self.step * ((scores - self.centre) / self.scale).sum(1)
+
+
+class Features(nn.Module):
+    """(N, C, h, w) -> [(N, 64, h/8, w/8), (N, 152, h/8, w/8), (N, 1792)]: Gaussians, memory, layout; one backbone."""
+
+    def __init__(self, options: Options, height: int, width: int) -> None:
+        super().__init__()
+        self.backbone = lite0(STAGES, options.weights)
+        self.grid = Grid(height, width)  # of the features at stride 16
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return what each part needs."""
+        stride_4, stride_8, stride_16 = self.backbone(image)
+        fine = patch_gaussian.joined(stride_4, stride_8)
+        coarse = F.avg_pool2d(stride_16, 3, stride=1, padding=1)
+        coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+        return [fine, torch.cat([fine[:, -stride_8.shape[1] :], coarse], dim=1), self.grid(stride_16)]
+
+
+def held_out_scores(parts: Tensor, fold: NDArray[np.int64]) -> Tensor:
+    """Return (n,) good scores, each fold weighed by what the other folds show; the unit is that of all."""
+    scores = torch.empty(len(parts))
+    unit = Weighing.of(parts)
+    for k in range(int(fold.max()) + 1):
+        centre, scale = moments(parts[fold != k])
+        scores[fold == k] = Weighing(centre, scale, unit.start, unit.step)(parts[fold == k])
+    return scores
+
+
+def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (mean, deviation) over the first dimension; a deviation is at least 1 % of the mean."""
+    centre = values.mean(0)
+    return centre, torch.maximum(values.std(0), 0.01 * centre.abs() + 1e-6)
