@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from agent.config import read_station
@@ -201,7 +202,7 @@ def doctor_command(station: Path | None) -> None:
     findings = examine(station)
     for finding in findings:
         mark = "[green]ok[/]  " if finding.fine else "[red]bad[/] "
-        console.print(f"{mark} {finding.subject}: {finding.text}", soft_wrap=True)
+        console.print(f"{mark} {escape(finding.subject)}: {escape(finding.text)}", soft_wrap=True)
     if not all(finding.fine for finding in findings):
         sys.exit(1)
 

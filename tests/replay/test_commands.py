@@ -224,6 +224,10 @@ def test_doctor_finds_a_good_station_good_and_a_bad_one_bad(tmp_path: Path) -> N
     done = call("agent", "doctor", tmp_path / "station.yaml")
     assert done.returncode == 1
     assert "not a recipe" in done.stdout
+    path = tmp_path / "station.yaml"
+    path.write_text(path.read_text().replace("recipes: {unsigned: allow}\n", ""))
+    done = call("agent", "doctor", path)
+    assert "recipes: {keys: [release.key.pub]}" in " ".join(done.stdout.split())  # nothing was taken for markup
 
 
 @pytest.mark.parametrize(
