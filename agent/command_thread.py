@@ -42,6 +42,10 @@ class CommandThread:
         except queue.Full:
             self.dropped += 1
 
+    def counters(self) -> dict[str, int]:
+        """Return what came to nothing since the start; any thread may ask."""
+        return {"commands_refused": self._commands.refused, "commands_dropped": self.dropped}
+
     def stop(self) -> None:
         """Finish the command under way and forget those that wait: they have changed nothing."""
         self._stopping.set()

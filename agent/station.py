@@ -225,7 +225,13 @@ class RunningStation:
             "unstored": len(self._unstored),
             "given_up": self._given_up,
             "capture_left": self._capture.left,
+            **({} if self._commands is None else self._commands.counters()),
+            **self._sparkplug_counters(),
         }
+
+    def _sparkplug_counters(self) -> dict[str, int]:
+        found = [publisher.counters() for publisher in self._publishers if isinstance(publisher, SparkplugPublisher)]
+        return {f"sparkplug_{name}": number for counters in found for name, number in counters.items()}
 
     def _alarms(self) -> list[Alarm]:
         alarms = []

@@ -13,16 +13,7 @@ from tests.broker import Cable, Mosquitto, wait_until
 from tests.mes import Mes
 from tests.station import ORIGIN, ROOT, TestStation
 
-pytestmark = pytest.mark.broker
-
-
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch):
-    """Tries a lost connection again after 0.1 s, and says at once what changed, so that the tests are soon over."""
-    monkeypatch.setattr("agent.courier.RECONNECT_MIN_S", 0.1)
-    monkeypatch.setattr("agent.courier.RECONNECT_MAX_S", 0.2)
-    monkeypatch.setattr("agent.delivery_report.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("agent.delivery_report.LEAST_PAUSE_S", 0.1)
+pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("impatience")]
 
 
 @pytest.fixture

@@ -62,15 +62,20 @@ def settled(tmp_path, agent):
     return found
 
 
-def test_an_agent_that_is_killed_again_and_again_loses_no_stored_verdict(tmp_path, plant, rounds):
-    agent, _ = plant
+def kill_in_mid_stream(tmp_path, process, rounds):
+    """Kill a process and start it again, each time at another moment after new verdicts arrived."""
     dice = random.Random(1)
     for _ in range(rounds):
         before = at_the_mes(tmp_path)
         wait_until(lambda before=before: at_the_mes(tmp_path) > before + 5, 30)
         time.sleep(dice.uniform(0, 0.3))
-        agent.kill()
-        agent.start()
+        process.kill()
+        process.start()
+
+
+def test_an_agent_that_is_killed_again_and_again_loses_no_stored_verdict(tmp_path, plant, rounds):
+    agent, _ = plant
+    kill_in_mid_stream(tmp_path, agent, rounds)
     found = settled(tmp_path, agent)
     assert found.received >= found.stored
     assert found.missing_triggers == 0
@@ -93,13 +98,7 @@ def test_a_broker_that_is_killed_with_the_mes_away_loses_nothing(tmp_path, plant
 
 def test_a_mes_that_is_killed_in_the_middle_of_it_has_each_part_once(tmp_path, plant, rounds):
     agent, mes = plant
-    dice = random.Random(2)
-    for _ in range(rounds):
-        before = at_the_mes(tmp_path)
-        wait_until(lambda before=before: at_the_mes(tmp_path) > before + 5, 30)
-        time.sleep(dice.uniform(0, 0.2))
-        mes.kill()
-        mes.start()
+    kill_in_mid_stream(tmp_path, mes, rounds)
     settled(tmp_path, agent)
 
 

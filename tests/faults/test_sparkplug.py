@@ -20,7 +20,7 @@ from agent.sparkplug_payload import DataType, Metric, Payload, decode, encode
 from agent.sparkplug_publisher import BIRTH_NUMBER_FILE, CONSUMER, SparkplugPublisher, SparkplugSettings
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import SettingsError
-from tests.broker import Cable, Mosquitto, free_port, wait_until
+from tests.broker import Cable, free_port, wait_until
 
 ROOT = "acme/plant1/hall2/line3/cell7"
 ORIGIN = Origin("cell7", "0" * 12, "bottle", "d" * 64, "onnx", simulated=True, on_no_verdict="reject")
@@ -83,24 +83,6 @@ class Host:
         namespace, group, verb, *who = message.topic.split("/")
         if (namespace, group) == ("spBv1.0", "plant1") and verb != "NCMD":
             self.heard.append((verb, "/".join(who), decode(message.payload), message.qos, message.retain))
-
-
-@pytest.fixture
-def new_broker(tmp_path):
-    made = []
-
-    def make(**options):
-        made.append(Mosquitto(tmp_path, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.stop()
-
-
-@pytest.fixture
-def broker(new_broker):
-    return new_broker().start()
 
 
 @pytest.fixture

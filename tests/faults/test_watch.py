@@ -20,20 +20,13 @@ from agent.outbox import Outbox, OutboxSettings
 from agent.publisher import Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
 from agent.watch import watch
-from tests.broker import Consumer, Mosquitto, free_port, wait_until
+from tests.broker import Consumer, free_port, wait_until
 from tests.verdicts import NOON, sent
 
 ROOT = "acme/plant1/hall2/line3/cell7"
 PROJECT = Path(__file__).parents[2]
 ORIGIN = Origin("cell7", new_id(), "bottle", "d" * 64, "onnx", simulated=True, on_no_verdict="reject")
 needs_broker = pytest.mark.broker
-
-
-@pytest.fixture
-def broker(tmp_path):
-    broker = Mosquitto(tmp_path)
-    yield broker.start()
-    broker.stop()
 
 
 def three_outcomes():
