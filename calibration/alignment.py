@@ -1,11 +1,10 @@
-"""Finding a known contour in a gray picture: search over every pose, then sub-pixel refinement.
+"""A known contour in a gray picture: how well a pose explains what is seen, and sub-pixel refinement of it.
 
 Poses are pairs of complex numbers, so that a similarity transform is one product and one sum: the reference's point
 at `offset` from the part's centre lies in the picture at `position + turn * offset`, with |turn| the scale and
 arg(turn) the angle. All lengths here are pixels of the level (the reduced picture) at hand.
 
-Sources: search by gradient direction, Steger 2002 (Occlusion, clutter and illumination invariant object recognition);
-refinement after inverse-compositional Lucas-Kanade, Baker & Matthews 2004, on profiles across the contour.
+Source: refinement after inverse-compositional Lucas-Kanade, Baker & Matthews 2004, on profiles across the contour.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ REACH_PX = 5  # profiles across the contour reach this far to both sides
 MODEL_ERROR_PX = 0.15  # no single contour point is trusted better than this
 RELATIVE_NOISE = 0.04  # pixel noise as a share of the contour's median contrast: only sets relative weights
 MIN_GAIN = 0.12  # contrast against the reference below which a contour point counts as not seen
+SETTLED_PX = 0.002  # refinement ends where no point moves further: the noise is ten times that
 MIN_WEIGHT = 0.6  # random directions reach it by chance in 9 % of the pixels of 5 images, 0.7 % of 12
 POLAR_BINS = 512  # 0.7 degrees
 POLAR_RINGS = 24
@@ -72,9 +72,10 @@ class Contour:
     normal: Complexes  # (P,) unit direction of the gradient
     strength: Floats  # (P,) gradient, gray levels / px
     weight: Floats  # (P,) 0..1
-    solver: Floats  # (P, S, 2) profile -> (gain, gain * shift)
+    solver: Floats  # (2, S, P) profile -> gain, gain * shift
     variance: Floats  # (P,) of gain * shift, px^2, for pixel noise of RELATIVE_NOISE
     design: Floats  # (P, 4) shift along the normal by x, y, angle, log scale
+    radius_px: float  # largest distance of a point from the part's centre
 
     @property
     def rms_radius_px(self) -> float:
@@ -106,15 +107,6 @@ class Agreement:
 
     similarity: Floats  # (K,) mean cosine between reference and picture gradient over the points in view
     in_view: Floats  # (K,) share of the points inside the frame
-
-
-@dataclass(frozen=True, slots=True)
-class Templates:
-    """The contour at every angle and scale of the search, as spectra; two templates share one complex spectrum."""
-
-    turn: Complexes  # (A,) A is even
-    spectrum_x: Complexes  # (A / 2, h, w)
-    spectrum_y: Complexes  # (A / 2, h, w)
 
 
 def edge_points(level: Level, weight: Floats, limit: int) -> tuple[Indices, Indices]:
@@ -157,9 +149,10 @@ def contour(level: Level, weight: Floats, centre: complex, limit: int) -> Contou
         normal.astype(np.complex64),
         np.abs(slope),
         weight[rows, columns],
-        solver.astype(np.float32),
+        np.ascontiguousarray(solver.transpose(2, 1, 0), np.float32),
         (noise**2 * variance).astype(np.float32),
         design.astype(np.float32),
+        float(np.abs(offset).max(initial=0)),
     )
 
 
@@ -178,149 +171,129 @@ def _profile_solver(profiles: NDArray[np.float64]) -> tuple[Floats, Floats]:
     return (basis @ inverse)[:, :, :2], inverse[:, 1, 1]
 
 
-def templates(shape: Contour, turn: Complexes, size: tuple[int, int]) -> Templates:
-    """Return the contour drawn at every turn, centre at (0, 0), on a periodic picture of size (height, width)."""
-    if turn.size % 2:
-        turn = np.concatenate([turn, turn[-1:]])
-    fields_x, fields_y = [], []
-    for each in turn:
-        direction = shape.weight * each * shape.normal / abs(each) / shape.weight.sum()
-        fields_x.append(_splat(each * shape.offset, direction.real, size))
-        fields_y.append(_splat(each * shape.offset, direction.imag, size))
-    return Templates(turn, _paired_spectra(np.stack(fields_x)), _paired_spectra(np.stack(fields_y)))
-
-
-def _splat(points: Complexes, values: Floats, size: tuple[int, int]) -> Floats:
-    """Return a periodic picture with values shared out bilinearly at points."""
-    height, width = size
-    picture = np.zeros(height * width)
-    left, top = np.floor(points.real), np.floor(points.imag)
-    right_share, low_share = points.real - left, points.imag - top
-    for down, row_share in ((0, 1 - low_share), (1, low_share)):
-        for across, column_share in ((0, 1 - right_share), (1, right_share)):
-            index = ((top + down) % height) * width + (left + across) % width
-            picture += np.bincount(index.astype(np.intp), values * row_share * column_share, picture.size)
-    return picture.reshape(size)
-
-
-def _paired_spectra(fields: Floats) -> Complexes:
-    """Return conjugate spectra (A / 2, h, w): field 2k in the real part of the result, 2k + 1 in the imaginary."""
-    spectra = np.conj(np.fft.fft2(fields))
-    return np.asarray(spectra[0::2] + 1j * spectra[1::2], np.complex64)
-
-
-def search(level: Level, shapes: Templates, largest_shift_px: float, home: complex) -> tuple[Floats, Poses]:
-    """Return for every turn of the search the best score (A,) and its pose.
-
-    Score: mean cosine over the contour, gradients near the picture's mean strength counted half. The part's centre is
-    looked for inside the frame, at most largest_shift_px from home.
-    """
-    rows, columns = shapes.spectrum_x.shape[1:]
-    height, width = level.shape
-    x, y = gradient(level)
-    strength = np.hypot(x, y)
-    strength += strength.mean() + 1e-3
-    spectrum_x, spectrum_y = (_spectrum(each / strength, (rows, columns)) for each in (x, y))
-    far = _outside(height, width, home, largest_shift_px)
-    score = np.empty(shapes.turn.size)
-    position = np.empty(shapes.turn.size, complex)
-    for pair, (across, down) in enumerate(zip(shapes.spectrum_x, shapes.spectrum_y, strict=True)):
-        product = (spectrum_x * across + spectrum_y * down).view(np.float32).reshape(rows, columns, 2)
-        both = cv2.dft(product, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE)[:height, :width]
-        for side in (0, 1):
-            plane = both[:, :, side]  # a view: cv2.split and cv2.minMaxLoc take five times as long
-            if far is not None:
-                plane[far] = -1
-            row, column = divmod(int(plane.argmax()), width)
-            score[2 * pair + side] = plane[row, column]
-            position[2 * pair + side] = complex(column, row)
-    return score, Poses(shapes.turn, position)
-
-
-def _spectrum(field: Floats, size: tuple[int, int]) -> Complexes:
-    padded = np.zeros(size, np.float32)
-    padded[: field.shape[0], : field.shape[1]] = field
-    spectrum = cv2.dft(padded, flags=cv2.DFT_COMPLEX_OUTPUT)
-    return np.asarray(spectrum).view(np.complex64)[:, :, 0]
-
-
-def _outside(height: int, width: int, home: complex, largest_shift_px: float) -> NDArray[np.bool_] | None:
-    if largest_shift_px >= np.hypot(height, width):
-        return None
-    rows, columns = np.ogrid[:height, :width]
-    return np.asarray(np.hypot(columns - home.real, rows - home.imag) > largest_shift_px)
-
-
-def refine(level: Level, poses: Poses, shape: Contour, iterations: int, freedom: Freedom) -> tuple[Poses, Floats]:
-    """Return the poses after some Gauss-Newton steps, and the last displacements across the contour (P, K).
+def refine(
+    level: Level, poses: Poses, shape: Contour, iterations: int, freedom: Freedom, *, settled_px: float = SETTLED_PX
+) -> tuple[Poses, Floats]:
+    """Return the poses after some Gauss-Newton steps, and the last displacements across the contour (K, P).
 
     Every contour point compares its own profile with the reference's, free in gain and offset, and so measures its
     shift along the normal; a robust rigid fit (Geman-McClure) of all shifts moves the pose. NaN = point not seen.
+    The steps end early where none moves any point across the contour by more than settled_px.
     """
     turn, position = poses.turn, poses.position
     unknowns = freedom.unknowns
+    design = np.ascontiguousarray(shape.design[:, unknowns])  # (P, U)
+    squares = (design[:, :, None] * design[:, None, :]).reshape(-1, len(unknowns) ** 2)
     step = np.zeros((turn.size, 4))
-    shift: Floats = np.zeros((shape.offset.size, turn.size))
+    shift: Floats = np.zeros((turn.size, shape.offset.size), np.float32)
+    trust = shift
     for _ in range(iterations):
         shift, trust = _shifts(level, Poses(turn, position), shape)
-        step[:, unknowns], rest = _rigid_step(shift, trust, shape.design[:, unknowns])
+        step[:, unknowns] = _rigid_step(shift, trust, design, squares)
+        moved = step[:, unknowns].astype(np.float32) @ design.T
+        shift -= moved
         position = position + turn * (step[:, 0] + 1j * step[:, 1])
         turn = turn * np.exp(step[:, 3] + 1j * step[:, 2])
-        shift = np.where(trust > 0, rest, np.nan)
-    return Poses(turn, position), shift
+        if np.abs(moved).max(initial=0) < settled_px:
+            break
+    return Poses(turn, position), np.where(trust > 0, shift, np.float32(np.nan))
 
 
 def _shifts(level: Level, poses: Poses, shape: Contour) -> tuple[Floats, Floats]:
-    """Return how far each point must move along its normal (P, K) and how much to trust that (P, K)."""
-    reach = np.arange(-REACH_PX, REACH_PX + 1, dtype=np.float32)
-    place = _places(poses, shape.offset)  # (P, K)
-    across = shape.normal[:, None] * poses.turn[None, :].astype(np.complex64)
-    profiles = sample(level, place[:, :, None] + across[:, :, None] * reach)  # (P, K, S)
-    gain, moved = np.moveaxis(np.matmul(profiles, shape.solver), 2, 0)
-    seen = (gain > MIN_GAIN) & in_frame(level, place)
+    """Return how far each point must move along its normal (K, P) and how much to trust that (K, P)."""
+    place = _places(poses, shape.offset)  # (K, P)
+    across = poses.turn.astype(np.complex64)[:, None] * shape.normal
+    profiles = sample(level, _profile_places(place, across))  # (S, K, P)
+    gain, moved = np.einsum("skp,tsp->tkp", profiles, shape.solver)
+    seen = gain > MIN_GAIN
+    if not _surely_inside(level, poses, shape.radius_px):
+        seen &= in_frame(level, place)
     gain = np.where(seen, gain, np.float32(1))
-    shift = np.clip(-moved / gain, -REACH_PX / 2, REACH_PX / 2)
-    spread = np.float32(MODEL_ERROR_PX**2) + shape.variance[:, None] / gain**2
-    return shift, np.where(seen, shape.weight[:, None] / spread, np.float32(0))
+    shift = moved / gain
+    np.negative(shift, out=shift)
+    np.minimum(np.maximum(shift, -REACH_PX / 2, out=shift), REACH_PX / 2, out=shift)
+    gain *= gain
+    spread = np.divide(shape.variance, gain, out=gain)
+    spread += np.float32(MODEL_ERROR_PX**2)
+    trust = np.divide(shape.weight, spread, out=spread)
+    trust *= seen
+    return shift, trust
 
 
-def _rigid_step(shift: Floats, trust: Floats, design: Floats) -> tuple[Floats, Floats]:
-    """Return the rigid motion (K, 3 or 4) that explains the shifts (P, K), and what it leaves of them (P, K)."""
-    first = _weighted_fit(shift, trust, design)
-    rest = shift - design @ first.T
-    scale = 1.5 * (trust * np.abs(rest)).sum(axis=0) / (trust.sum(axis=0) + 1e-9) + 0.1
-    step = _weighted_fit(shift, trust / (1 + (rest / scale) ** 2) ** 2, design)
-    step = np.clip(step, -REACH_PX, REACH_PX)  # a contour hardly seen holds nothing: keep it near the picture
-    return step, shift - design @ step.T
+def _profile_places(place: Complexes, across: Complexes) -> Complexes:
+    """Return the places (S, K, P) of the profiles through place (K, P), across (K, P) being 1 px."""
+    reach = np.arange(-REACH_PX, REACH_PX + 1, dtype=np.float32)
+    pairs = np.multiply.outer(reach, across.view(np.float32))  # as floats: twice as fast as complex numbers
+    pairs += place.view(np.float32)
+    return pairs.view(np.complex64)
 
 
-def _weighted_fit(shift: Floats, trust: Floats, design: Floats) -> Floats:
+def _surely_inside(level: Level, poses: Poses, radius_px: float) -> bool:
+    """Return whether every pose holds a circle of radius_px about the part's centre inside the picture."""
+    height, width = level.shape
+    for turn, position in zip(poses.turn.tolist(), poses.position.tolist(), strict=True):
+        reach = radius_px * abs(turn)
+        if not (reach <= position.real <= width - 1 - reach and reach <= position.imag <= height - 1 - reach):
+            return False
+    return True
+
+
+def _rigid_step(shift: Floats, trust: Floats, design: Floats, squares: Floats) -> Floats:
+    """Return the rigid motion (K, U) that explains the shifts (K, P)."""
+    rest = shift - _weighted_fit(shift, trust, design, squares).astype(np.float32) @ design.T
+    size = np.einsum("kp,kp->k", trust, np.abs(rest)) / (trust.sum(axis=1) + 1e-9)
+    rest /= (1.5 * size + 0.1).astype(np.float32)[:, None]
+    rest *= rest
+    rest += 1
+    rest *= rest
+    step = _weighted_fit(shift, np.divide(trust, rest, out=rest), design, squares)
+    return np.clip(step, -REACH_PX, REACH_PX)  # a contour hardly seen holds nothing: keep it near the picture
+
+
+def _weighted_fit(shift: Floats, trust: Floats, design: Floats, squares: Floats) -> Floats:
+    """Return the least-squares motion (K, U); squares (P, U * U) are the products of the design's columns."""
     unknowns = design.shape[1]
-    squares = (design[:, :, None] * design[:, None, :]).reshape(-1, unknowns * unknowns)
-    normal = (trust.T @ squares).reshape(-1, unknowns, unknowns).astype(np.float64)
-    right = (trust * shift).T @ design
-    size = np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-9
-    return np.asarray(np.linalg.solve(normal + 1e-9 * size * np.eye(unknowns), right[:, :, None])[:, :, 0])
+    normal = (trust @ squares).reshape(-1, unknowns, unknowns).astype(np.float64)
+    right = (trust * shift) @ design
+    diagonal = normal.reshape(-1, unknowns**2)[:, :: unknowns + 1]
+    diagonal += 1e-9 * (diagonal.sum(axis=1, keepdims=True) + 1e-9)
+    return np.asarray(np.linalg.solve(normal, right[:, :, None])[:, :, 0])
 
 
 def _places(poses: Poses, offset: Complexes) -> Complexes:
-    """Return where the points at offset (P,) lie in the picture, (P, K)."""
-    place = poses.position[None, :] + offset[:, None] * poses.turn[None, :]
-    return np.asarray(place, np.complex64)
+    """Return where the points at offset (P,) lie in the picture, (K, P)."""
+    place = poses.turn.astype(np.complex64)[:, None] * offset.astype(np.complex64, copy=False)
+    place += poses.position.astype(np.complex64)[:, None]
+    return place
 
 
 def agreement(level: Level, poses: Poses, shape: Contour) -> Agreement:
     """Return how much of the contour is found with the right gradient direction, whatever the light."""
-    place = _places(poses, shape.offset)
+    place = _places(poses, shape.offset)  # (K, P)
     steps = np.array([1, -1, 1j, -1j], np.complex64)
-    right, left, below, above = np.moveaxis(sample(level, place[:, :, None] + steps), 2, 0)
-    slope = (right - left) / 2 + 0.5j * (below - above)
-    expected = shape.normal[:, None] * (poses.turn / np.abs(poses.turn))[None, :]
-    noise_floor = 0.1 * np.median(shape.strength)
-    cosine = (np.conj(expected) * slope).real / np.maximum(np.abs(slope), noise_floor)
-    weight = shape.weight[:, None] * in_frame(level, place)
-    seen = weight.sum(axis=0)
-    return Agreement((weight * cosine).sum(axis=0) / np.maximum(seen, 1e-9), seen / shape.weight.sum())
+    right, left, below, above = sample(level, place + steps[:, None, None])
+    across, down = right - left, below - above  # twice the slope
+    expected = (poses.turn / np.abs(poses.turn)).astype(np.complex64)[:, None] * shape.normal
+    noise_floor = np.float32(0.2 * np.median(shape.strength))
+    cosine = expected.real * across + expected.imag * down
+    cosine /= np.maximum(np.sqrt(across * across + down * down), noise_floor)
+    weight = shape.weight * in_frame(level, place)
+    seen = weight.sum(axis=1)
+    return Agreement(np.einsum("kp,kp->k", weight, cosine) / np.maximum(seen, 1e-9), seen / shape.weight.sum())
+
+
+def distinct(poses: Poses, rank: Floats, count: int) -> NDArray[np.intp]:
+    """Return the indices of the best poses, best first, without near copies of a better one."""
+    chosen: list[int] = []
+    for index in np.argsort(rank)[::-1]:
+        if rank[index] == -np.inf:
+            break
+        turn, position = poses.turn[index], poses.position[index]
+        if all(abs(turn - poses.turn[c]) > 0.06 or abs(position - poses.position[c]) > 3 for c in chosen):
+            chosen.append(int(index))
+        if len(chosen) == count:
+            break
+    return np.array(chosen, np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,9 +307,9 @@ class Texture:
 
     def correlation(self, level: Level, poses: Poses) -> Floats:
         """Return the zero-mean normalised cross-correlation of K poses, (K,)."""
-        values = sample(level, _places(poses, self.offset))
-        values = values - values.mean(axis=0)
-        return np.asarray(self.value @ values / np.maximum(np.linalg.norm(values, axis=0), 1e-6))
+        values = sample(level, _places(poses, self.offset))  # (K, M)
+        values -= values.mean(axis=1, keepdims=True)
+        return np.asarray(values @ self.value / np.maximum(np.sqrt(np.einsum("km,km->k", values, values)), 1e-6))
 
     def angles(self, level: Level, axis: complex, count: int, largest_angle: float) -> Floats:
         """Return the likely angles (rad, at most largest_angle; at most count) of a part whose axis is known."""
@@ -369,3 +342,12 @@ def texture(level: Level, centre: complex, axis: complex, hull: NDArray[np.bool_
     polar = (polar - polar.mean(axis=1, keepdims=True)) * radii[:, None]
     spectrum = np.conj(np.fft.rfft(polar, axis=1))
     return Texture(place - centre, value / max(float(np.linalg.norm(value)), 1e-6), ring, spectrum)
+
+
+def hull(level: Level, shape: Contour, centre: complex) -> NDArray[np.bool_]:
+    """Return (h, w) true inside the convex hull of the contour; centre: of the part, in the picture."""
+    place = shape.offset + centre
+    corners = cv2.convexHull(np.stack([place.real, place.imag], axis=1).astype(np.float32))
+    inside = np.zeros(level.shape, np.uint8)
+    cv2.fillConvexPoly(inside, corners.round().astype(np.int32), 1)
+    return inside > 0

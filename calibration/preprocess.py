@@ -182,9 +182,10 @@ def _averaged(pixels: NDArray[Any], factor_x: int, factor_y: int) -> NDArray[Any
     """Return the means of blocks of factor_x x factor_y pixels; the factors divide the sides.
 
     By halves as far as they go: OpenCV's 2x2 mean takes a fifth of the time of its general one (1024x1024 RGB to a
-    quarter: 0.15 against 0.8 ms).
+    quarter: 0.15 against 0.8 ms); but not for float32 RGB (1.7 against 0.8 ms).
     """
-    while factor_x % 2 == 0 and factor_y % 2 == 0:
+    halves = pixels.ndim == 2 or pixels.dtype != np.float32
+    while halves and factor_x % 2 == 0 and factor_y % 2 == 0:
         pixels = _shrunk(pixels, 2, 2)
         factor_x, factor_y = factor_x // 2, factor_y // 2
     return pixels if factor_x == factor_y == 1 else _shrunk(pixels, factor_x, factor_y)
@@ -195,6 +196,21 @@ def _shrunk(pixels: NDArray[Any], factor_x: int, factor_y: int) -> NDArray[Any]:
     return cv2.resize(pixels, blocks, interpolation=cv2.INTER_AREA)
 
 
+def _needed(
+    shape: tuple[int, ...], transform: NDArray[np.float64], size: tuple[int, int], factors: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Return (left, top, right, low): the whole blocks of pixels that the result can show, one more on each side."""
+    height, width = size
+    corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+    places = (np.linalg.inv(transform) @ corners)[:2]
+    bounds = []
+    for place, side, factor in zip(places, shape[1::-1], factors, strict=True):
+        first = int(np.clip((place.min() // factor - 2) * factor, 0, side - 1)) // factor * factor
+        bounds.append((first, int(np.clip((place.max() // factor + 3) * factor, first + factor, side))))
+    (left, right), (top, low) = bounds
+    return left, top, right, low
+
+
 def _resampled(
     pixels: NDArray[Any], transform: NDArray[np.float64], size: tuple[int, int], border: int
 ) -> NDArray[Any]:
@@ -203,6 +219,9 @@ def _resampled(
     transform: (3, 3), result from pixels. size: (height, width) of the result. border: what lies outside the pixels.
     """
     factor_x, factor_y = _reduction(transform)
+    left, top, right, low = _needed(pixels.shape, transform, size, (factor_x, factor_y))
+    pixels = pixels[top:low, left:right]
+    transform = transform @ scaling(1, 1, left, top)
     if factor_x > 1 or factor_y > 1:
         beyond_y, beyond_x = -pixels.shape[0] % factor_y, -pixels.shape[1] % factor_x
         if beyond_y or beyond_x:  # a last block that is not full counts too

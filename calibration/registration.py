@@ -14,18 +14,18 @@ from calibration.alignment import (
     Freedom,
     Indices,
     Poses,
-    Templates,
     agreement,
     contour,
+    distinct,
     edge_points,
+    hull,
     refine,
-    search,
-    templates,
     texture,
 )
 from calibration.errors import CalibrationError, NotRegistered
 from calibration.frame import Pixels, reflectance
-from calibration.pyramid import Complexes, Floats, Level, fine_level, gradient, level_place, reduced
+from calibration.pyramid import Complexes, Floats, Level, Slopes, fine_level, level_place, reduced, slopes
+from calibration.search import Templates, search, templates
 
 FINE_SIDE_PX = 512  # the last refinement runs on a picture of at most this many pixels per side
 COARSE_SIDE_PX = 80  # the search runs on about this many, more where the part is small in the frame
@@ -36,6 +36,9 @@ SEARCH_CANDIDATES, POLAR_CANDIDATES, FINE_CANDIDATES = 6, 30, 2
 MID_ITERATIONS, TURN_ITERATIONS, FINE_ITERATIONS, LAST_ITERATIONS = 5, 3, 2, 5
 LEAST_TURN, LOOKS_ALIKE = 0.4, 0.6  # turned by this (a chord), a part this similar to itself is round
 SAME_TURN = 0.03  # rad, as a chord: candidates nearer than this become one by refinement
+SEARCH_SHARE = 0.4  # of the turns; the candidates were among the best 0.2 at half the resolution
+LEAST_SCORE = 0.6  # share of the best score below which a turn is no candidate
+MID_SETTLED_PX = 0.03  # the fine level goes on from there
 CLOSE_RANK = 0.05  # candidates this much worse than the best are not refined further
 MIN_CONTOUR_POINTS = 40
 BLANK_SHARE = 0.1  # a frame whose edges are weaker than this share of the reference's shows no part
@@ -146,12 +149,13 @@ class Reference:
         middle = level_place(centre, halving)
         self._mid = _Stage(factor * halving, contour(mid, reduced(weight, halving), middle, MID_POINTS))
         self._coarse_factor = factor * coarsening
-        self._coarse_shape = replace(self._fine.shape, offset=self._fine.shape.offset / coarsening)
-        self._edge_strength = _edge_strength(coarse)
+        offset, radius_px = self._fine.shape.offset / coarsening, self._fine.shape.radius_px / coarsening
+        self._coarse_shape = replace(self._fine.shape, offset=offset, radius_px=radius_px)
+        self._edge_strength = slopes(coarse).strong
         self._templates: dict[tuple[int, int], Templates] = {}
         self._axis = self._find_axis(coarse, mid)
-        hull = _hull(mid, self._mid.shape, middle)
-        self._texture = texture(mid, middle, middle + (self._axis or 0), hull, TEXTURE_POINTS)
+        inside = hull(mid, self._mid.shape, middle)
+        self._texture = texture(mid, middle, middle + (self._axis or 0), inside, TEXTURE_POINTS)
 
     def _find_axis(self, coarse: Level, mid: Level) -> complex | None:
         """Return what the part can be turned about and look alike, in mid px from its centre; None if nothing.
@@ -159,7 +163,7 @@ class Reference:
         The reference is looked for in its own picture, turned: a ring, a gear, a nut is found, and the fixed point of
         that motion is the axis.
         """
-        poses = self._candidates(coarse, least_turn=LEAST_TURN)
+        poses = self._turned_candidates(slopes(coarse))
         if poses.turn.size == 0:
             return None
         poses, _ = refine(mid, poses, self._mid.shape, MID_ITERATIONS, self._freedom)
@@ -196,9 +200,9 @@ class Reference:
         """Root mean square distance of the contour points from the part's centre."""
         return self._fine.shape.rms_radius_px * self._fine.factor
 
-    def _templates_for(self, coarse: Level) -> Templates:
+    def _templates_for(self, coarse: Slopes) -> Templates:
         """Return the search templates for frames of this size; the station's frames all have one size."""
-        height, width = (cv2.getOptimalDFTSize(int(32 * np.ceil(1.15 * side / 32))) for side in coarse.shape)
+        height, width = (cv2.getOptimalDFTSize(int(32 * np.ceil(1.15 * side / 32))) for side in coarse.x.shape)
         known = self._templates.get((height, width))
         if known is None:
             known = templates(self._coarse_shape, self._turns(), (height, width))
@@ -234,25 +238,35 @@ class Reference:
             )
         fine = fine_level(pixels, bit_depth, self._fine.factor)
         mid = reduced(fine, self._mid.factor // self._fine.factor)
-        coarse = reduced(fine, self._coarse_factor // self._fine.factor)
+        coarse = slopes(self._coarse_level(fine, mid))
         self._refuse_blank(coarse)
-        poses, _ = refine(mid, self._candidates(coarse), self._mid.shape, MID_ITERATIONS, self._freedom)
-        poses = self._with_other_angles(mid, poses)
-        rank = self._rank(mid, poses, agreement(mid, poses, self._mid.shape))
+        poses, rank = self._with_other_angles(mid, self._middling(mid, self._candidates(coarse), MID_ITERATIONS))
         close = np.where(rank > rank.max() - CLOSE_RANK, rank, -np.inf)
-        poses = poses[_distinct(poses, close, FINE_CANDIDATES)].at_scale(self._mid.factor / self._fine.factor)
+        poses = poses[distinct(poses, close, FINE_CANDIDATES)].at_scale(self._mid.factor / self._fine.factor)
         poses, _ = refine(fine, poses, self._fine.shape, FINE_ITERATIONS, self._freedom)
-        rank = self._rank(mid, poses.at_scale(self._fine.factor / self._mid.factor), self._fit(fine, poses))
-        pose, shift = refine(fine, poses[_distinct(poses, rank, 1)], self._fine.shape, LAST_ITERATIONS, self._freedom)
+        if poses.turn.size > 1:
+            rank = self._rank(mid, poses.at_scale(self._fine.factor / self._mid.factor), self._fit(fine, poses))
+            poses = poses[distinct(poses, rank, 1)]
+        pose, shift = refine(fine, poses, self._fine.shape, LAST_ITERATIONS, self._freedom)
         fit = self._fit(fine, pose)
         found = Registration(
             self._matrix(complex(pose.turn[0]), complex(pose.position[0])),
-            _median_size(shift[:, 0]) * self._fine.factor,
+            _median_size(shift[0]) * self._fine.factor,
             float(np.clip(fit.similarity[0], 0, 1)),
             self.centre_px,
         )
         self._judge(found, float(fit.in_view[0]))
         return found
+
+    def _coarse_level(self, fine: Level, mid: Level) -> Level:
+        """Return the level of the search, from the middle one where that divides it: a quarter of the pixels."""
+        if self._coarse_factor % self._mid.factor == 0:
+            return reduced(mid, self._coarse_factor // self._mid.factor)
+        return reduced(fine, self._coarse_factor // self._fine.factor)
+
+    def _middling(self, mid: Level, poses: Poses, iterations: int) -> Poses:
+        """Return the poses refined on the middle level."""
+        return refine(mid, poses, self._mid.shape, iterations, self._freedom, settled_px=MID_SETTLED_PX)[0]
 
     def _fit(self, fine: Level, poses: Poses) -> Agreement:
         return agreement(fine, poses, self._fine.shape)
@@ -260,8 +274,11 @@ class Reference:
     def _rank(self, mid: Level, poses: Poses, fit: Agreement) -> Floats:
         return np.asarray(fit.similarity * np.minimum(1, fit.in_view) + self._texture.correlation(mid, poses))
 
-    def _refuse_blank(self, coarse: Level) -> None:
-        strength = _edge_strength(coarse)
+    def _mid_rank(self, mid: Level, poses: Poses) -> Floats:
+        return self._rank(mid, poses, agreement(mid, poses, self._mid.shape))
+
+    def _refuse_blank(self, coarse: Slopes) -> None:
+        strength = coarse.strong
         if not strength >= BLANK_SHARE * self._edge_strength:
             raise NotRegistered(
                 f"the field is blank: edges {strength:.2f} gray levels / px strong, need "
@@ -269,32 +286,44 @@ class Reference:
                 cause="blank",
             )
 
-    def _candidates(self, coarse: Level, least_turn: float = 0.0) -> Poses:
-        """Return the best poses of the coarse search, turned by more than least_turn (a chord), in mid px."""
+    def _candidates(self, coarse: Slopes) -> Poses:
+        """Return the best poses of the coarse search, in mid px."""
+        score, poses = self._searched(coarse, SEARCH_SHARE)
+        score[score < LEAST_SCORE * score.max()] = -np.inf
+        return self._best(score, poses)
+
+    def _turned_candidates(self, coarse: Slopes) -> Poses:
+        """Return the best poses turned by more than LEAST_TURN, in mid px."""
+        score, poses = self._searched(coarse, 1.0)
+        return self._best(np.where(np.abs(poses.turn - 1) >= LEAST_TURN, score, -np.inf), poses)
+
+    def _searched(self, coarse: Slopes, share: float) -> tuple[Floats, Poses]:
         home = level_place(self._home, self._coarse_factor)
         allowed = self.settings.max_shift_px
         reach = np.inf if allowed is None else allowed / self._coarse_factor + 1
-        score, poses = search(coarse, self._templates_for(coarse), reach, home)
-        score = np.where(np.abs(poses.turn - 1) >= least_turn, score, -np.inf)
-        return poses[_distinct(poses, score, SEARCH_CANDIDATES)].at_scale(self._coarse_factor / self._mid.factor)
+        return search(coarse, self._templates_for(coarse), reach, home, share=share)
 
-    def _with_other_angles(self, mid: Level, poses: Poses) -> Poses:
-        """Return the poses, and the likely turns of the best of them about the part's axis.
+    def _best(self, score: Floats, poses: Poses) -> Poses:
+        return poses[distinct(poses, score, SEARCH_CANDIDATES)].at_scale(self._coarse_factor / self._mid.factor)
+
+    def _with_other_angles(self, mid: Level, poses: Poses) -> tuple[Poses, Floats]:
+        """Return the poses, and the likely turns of the best of them about the part's axis, and how good each is.
 
         The coarse search cannot tell apart the angles of a round part, or of a gear but for its keyway: a polar
         correlation of the gray values about the axis can.
         """
+        rank = self._mid_rank(mid, poses)
         if self._axis is None:
-            return poses
-        best = int(np.argmax(self._rank(mid, poses, agreement(mid, poses, self._mid.shape))))
+            return poses, rank
+        best = int(np.argmax(rank))
         axis = complex(poses.position[best] + poses.turn[best] * self._axis)
         angle = self._texture.angles(mid, axis, POLAR_CANDIDATES, np.radians(self.settings.max_angle_deg))
         turn = np.abs(poses.turn[best]) * np.exp(1j * angle)
         turn = turn[[np.abs(each - poses.turn).min() > SAME_TURN for each in turn]]
         if turn.size == 0:
-            return poses
-        turned, _ = refine(mid, Poses(turn, axis - turn * self._axis), self._mid.shape, TURN_ITERATIONS, self._freedom)
-        return Poses.joined(poses, turned)
+            return poses, rank
+        turned = self._middling(mid, Poses(turn, axis - turn * self._axis), TURN_ITERATIONS)
+        return Poses.joined(poses, turned), np.append(rank, self._mid_rank(mid, turned))
 
     def _matrix(self, turn: complex, position: complex) -> NDArray[np.float64]:
         """Return reference_from_image in image px for a pose in fine px."""
@@ -367,30 +396,3 @@ def _level_factors(fine: Level, shape: Contour) -> tuple[int, int]:
     halving = 2 if min(fine.shape) >= 2 * COARSE_SIDE_PX and radius >= COARSE_PART_PX else 1
     smallest = min(2 * radius / COARSE_PART_PX, shape.width_px / COARSE_WIDTH_PX)
     return halving, max(1, int(min(max(fine.shape) / COARSE_SIDE_PX, smallest)))
-
-
-def _edge_strength(coarse: Level) -> float:
-    return float(np.quantile(np.hypot(*gradient(coarse)), 0.99))
-
-
-def _distinct(poses: Poses, rank: Floats, count: int) -> NDArray[np.intp]:
-    """Return the indices of the best poses, best first, without near copies of a better one."""
-    chosen: list[int] = []
-    for index in np.argsort(rank)[::-1]:
-        if rank[index] == -np.inf:
-            break
-        turn, position = poses.turn[index], poses.position[index]
-        if all(abs(turn - poses.turn[c]) > 0.06 or abs(position - poses.position[c]) > 3 for c in chosen):
-            chosen.append(int(index))
-        if len(chosen) == count:
-            break
-    return np.array(chosen, np.intp)
-
-
-def _hull(level: Level, shape: Contour, centre: complex) -> NDArray[np.bool_]:
-    """Return (h, w) true inside the convex hull of the contour."""
-    place = shape.offset + centre
-    corners = cv2.convexHull(np.stack([place.real, place.imag], axis=1).astype(np.float32))
-    inside = np.zeros(level.shape, np.uint8)
-    cv2.fillConvexPoly(inside, corners.round().astype(np.int32), 1)
-    return inside > 0

@@ -99,6 +99,43 @@ def test_a_patch_that_no_frame_can_have_is_refused(values):
         dataclasses.replace(PATCH, **values)
 
 
+@pytest.mark.parametrize("patch", [ReferencePatch(26, 3, 6, 4, 0.8), ReferencePatch(40, 30, 6, 4, 0.8)])
+def test_a_frame_without_the_patch_is_a_bad_frame_under_any_fields(patch):
+    with pytest.raises(BadFrame, match=r"the reference patch is not inside the frame of 30x20 px"):
+        Photometric(flat=np.ones((20, 30), np.float32), patch=patch).correct(np.full((20, 30), 200, np.uint8), 8)
+
+
+@pytest.mark.parametrize(("dtype", "bit_depth"), [(np.uint8, 8), (np.uint16, 12), (np.float32, 8)])
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)])
+@pytest.mark.parametrize("fields", [(), ("dark",), ("flat",), ("dark", "flat")])
+def test_fields_and_patch_together_are_the_closed_form(dtype, bit_depth, shape, fields):
+    generator = np.random.default_rng(3)
+    full_scale = 1 if dtype == np.float32 else 2**bit_depth - 1
+    pixels = np.asarray(generator.uniform(0.0, 0.9, shape) * full_scale).astype(dtype)
+    light = generator.uniform(0.5, 1.0, shape).astype(np.float32)
+    stored = {"dark": generator.uniform(0.0, 0.1, shape).astype(np.float32), "flat": light}
+    dark = stored["dark"].astype(float) if "dark" in fields else 0.0
+    gain = (light - dark).mean() / (light - dark) if "flat" in fields else 1.0
+    wanted = np.maximum((pixels / full_scale - dark) * gain, 0)
+    patch = dataclasses.replace(PATCH, level=0.5)
+    wanted *= patch.level / np.median(wanted[patch.window])
+    before = pixels.copy()
+    found = Photometric(**{name: stored[name] for name in fields}, patch=patch).correct(pixels, bit_depth)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_what_is_no_number_stays_none():
+    pixels = np.full((20, 37), 0.5, np.float32)
+    pixels[3], pixels[7, 11], pixels[9] = np.nan, np.nan, -1
+    fields = np.full((20, 37), 0.1, np.float32)
+    for correction in (Photometric(dark=fields), Photometric(flat=5 * fields), Photometric(fields, 5 * fields)):
+        found = correction.correct(pixels, 8)
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(pixels))
+        assert np.nanmin(found) == 0.0
+
+
 def test_a_frame_of_another_size_than_the_fields_is_a_bad_frame():
     correction = Photometric(flat=np.ones((4, 4), np.float32))
     with pytest.raises(BadFrame, match=r"frame is \(4, 5\), dark and flat field are \(4, 4\): capture them again"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -259,3 +260,41 @@ def test_a_frame_of_another_depth_is_refused_with_both_depths() -> None:
     with pytest.raises(BadFrame, match="the frame has 8 bits, the recipe was trained on 12"):
         prepare(np.zeros((16, 16), np.uint8), 8, view, None)
     assert prepare(np.full((16, 16), 4095, np.uint16), 12, view, None).batch.max() == 1.0
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (9.3, -7.6), (70, 55), (-200, 30), (400, 400)])  # up to wholly out of view
+@pytest.mark.parametrize("angle_deg", [0, 33, -120, 180])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_region_is_warped_as_the_whole_view_is(shift, angle_deg, channels):
+    image = np.random.default_rng(8).integers(0, 256, (130, 170, channels), dtype=np.uint8).squeeze()
+    registration = moved(angle_deg, shift, (84.5, 64.5))
+    view = View(20, 24, colour=channels == 3, reference_size=(130, 170), region=Rectangle(60, 40, 48, 40))  # 2 px to 1
+    halves = cv2.resize(image, (85, 65), interpolation=cv2.INTER_AREA)
+    halves_from_image = np.linalg.inv(scaling(2, 2, 0, 0))
+    turn = halves_from_image @ registration.reference_from_image @ scaling(2, 2, 0, 0)
+    whole = cv2.warpAffine(halves, turn[:2], (85, 65), borderMode=cv2.BORDER_REPLICATE)
+    found = picture_of(to_batch(image, 8, view, registration))
+    np.testing.assert_allclose(found, whole[20:40, 30:54] / 255, atol=1.01 / 255)
+
+
+def test_only_the_pixels_that_a_region_shows_are_averaged(monkeypatch):
+    averaged = []
+    resize = cv2.resize
+    monkeypatch.setattr(
+        cv2, "resize", lambda pixels, *a, **k: (averaged.append(pixels.shape), resize(pixels, *a, **k))[1]
+    )
+    view = View(16, 16, colour=False, reference_size=(512, 512), region=Rectangle(240, 240, 64, 64))
+    to_batch(np.zeros((512, 512), np.uint8), 8, view, moved(45, (0, 0), (271.5, 271.5)))
+    assert averaged
+    assert max(max(shape) for shape in averaged) < 64 * 1.5 + 6 * 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_colours_shrink_by_four_to_the_mean_of_every_block(dtype):
+    image = np.random.default_rng(8).uniform(0, 1, (64, 64, 3))
+    image = (image * 255).astype(np.uint8) if dtype == np.uint8 else image.astype(np.float32)
+    view = View(16, 16, colour=True, reference_size=(64, 64))
+    unmoved = Registration(np.eye(3), residual_px=0.0, similarity=1.0)
+    wanted = image.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3)) / (255 if dtype == np.uint8 else 1)
+    tolerance = 1.01 / 255 if dtype == np.uint8 else 1e-5
+    np.testing.assert_allclose(picture_of(to_batch(image, 8, view, unmoved)), wanted, atol=tolerance)
