@@ -1,65 +1,114 @@
-"""What could go wrong before the first part does: the installation, the engines, a station's settings."""
+"""`taktsight-agent doctor`: everything that keeps a station from its work, found before the first part does.
+
+    Machine, Case            doctor_machine   what is looked at
+    Finding                  doctor_finding   what is said about it
+    probe(Machine | Case)    doctor_*         one topic each; yields findings, changes nothing
+
+No probe can hold up or break another: each runs within a time-out, and what it raises is a finding of its own.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import platform
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from agent.config import read_station
-from agent.engine import ENGINES, open_engine
-from agent.recipe_store import RecipeStore
-from calibration.errors import TaktsightError
+from agent.doctor_broker import broker
+from agent.doctor_camera import network, producers, station_camera, usb
+from agent.doctor_finding import Finding, Grade, fail, ok
+from agent.doctor_folders import folders, readable_files
+from agent.doctor_gpu import gpu, station_gpu
+from agent.doctor_machine import Case, Machine
+from agent.doctor_outbox import audit_trail, outbox
+from agent.doctor_power import governor, jetson, memory, real_time, temperature, throttled
+from agent.doctor_recipe import judging, stored_recipes, trust
+from agent.doctor_service import clock, granted, unit, user
+from agent.doctor_software import engines, names, packages, python
+from calibration.errors import SettingsError
 
-OUR_NAMES = ("agent", "calibration", "trainer")
+PROBE_TIMEOUT_S = 30.0  # the slowest one loads and proves an engine; the network's own time-outs are shorter
+
+PROBES: Mapping[str, Callable[[Machine], Iterator[Finding]]] = {
+    "python": python,
+    "packages": packages,
+    "names": names,
+    "engines": engines,
+    "gpu": gpu,
+    "camera.producers": producers,
+    "camera.network": network,
+    "camera.usb": usb,
+    "power.governor": governor,
+    "power.temperature": temperature,
+    "power.throttled": throttled,
+    "power.jetson": jetson,
+    "memory": memory,
+    "real_time": real_time,
+    "clock": clock,
+}
+
+STATION_PROBES: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
+    "user": user,
+    "service": unit,
+    "service.real_time": granted,
+    "files": readable_files,
+    "recipe.trust": trust,
+    "recipe": judging,
+    "recipe.folder": stored_recipes,
+    "camera": station_camera,
+    "gpu.station": station_gpu,
+    "folders": folders,
+    "outbox": outbox,
+    "audit": audit_trail,
+    "broker": broker,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    subject: str
-    fine: bool
-    text: str
-
-
-def examine(station_file: Path | None) -> list[Finding]:
-    """Return findings about this machine and, where given, about a station and its recipe on its engine."""
-    findings = [Finding("python", True, platform.python_version()), *_names(), _engines()]
-    return findings if station_file is None else [*findings, *_station(station_file)]
-
-
-def _names() -> list[Finding]:
-    """Another distribution with a package called `trainer` would merge into the same folder."""
-    owners = importlib.metadata.packages_distributions()
-    findings = []
-    for name in OUR_NAMES:
-        others = sorted(set(owners.get(name, [])) - {"taktsight"})
-        text = f"also provided by {', '.join(others)}: uninstall it" if others else "ours alone"
-        findings.append(Finding(f"package {name}", not others, text))
-    return findings
+def examine(station_file: Path | None, machine: Machine | None = None) -> Iterator[Finding]:
+    """Yield findings about this machine and, where a file is given, about its station. Never raises."""
+    machine = machine or Machine()
+    for name, probe in PROBES.items():
+        yield from probed(name, partial(probe, machine))
+    if station_file is None:
+        return
+    cases: list[Case] = []
+    yield from probed("station", partial(_settings, station_file, machine, cases))
+    for case in cases:
+        for name, station_probe in STATION_PROBES.items():
+            yield from probed(name, partial(station_probe, case))
 
 
-def _engines() -> Finding:
-    installed = [kind for kind in ENGINES if importlib.util.find_spec(kind) is not None]
-    if not installed:
-        return Finding(
-            "engines", False, "none installed: pip install 'taktsight[openvino]' or 'taktsight[onnxruntime]'"
-        )
-    return Finding("engines", True, ", ".join(installed))
+def probed(name: str, probe: Callable[[], Iterator[Finding]], timeout_s: float = PROBE_TIMEOUT_S) -> list[Finding]:
+    """Return what a probe found. What it raises, and that it hangs, is a finding named after it."""
+    found: list[Finding] = []
+
+    def run() -> None:
+        try:
+            for finding in probe():
+                found.append(finding)  # at once: what was found before it fails counts
+        except Exception as error:  # noqa: BLE001 a doctor does not fall ill of what it finds
+            found.append(_broken(name, f"{type(error).__name__}: {error}"))
+
+    thread = threading.Thread(target=run, name=f"taktsight-doctor-{name}", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if thread.is_alive():
+        return [*found, _broken(name, f"no answer within {timeout_s:g} s: a disk or a driver hangs")]
+    return found
 
 
-def _station(station_file: Path) -> list[Finding]:
+def _settings(file: Path, machine: Machine, cases: list[Case]) -> Iterator[Finding]:
+    """Yield whether the settings can be used; where they can, a case is added."""
     try:
-        station = read_station(station_file)
-        _, recipe = RecipeStore(station.recipes.folder, station.recipes.trust, station.recipe).current()
-        engine = open_engine(recipe, station.engine)
-    except TaktsightError as error:
-        return [Finding("station", False, str(error))]
-    return [
-        Finding("station", True, f"{station.name}: takt {station.beat.takt_ms:g} ms"),
-        Finding("recipe", True, f"{recipe.product}, {recipe.detector}, digest {recipe.digest[:12]}"),
-        Finding("engine", True, f"{engine.label} reproduces the trainer's answers"),
-    ]
+        station = read_station(file)
+    except SettingsError as error:
+        yield fail("station", str(error), "settings that the agent takes", f"mend {file.name} as it says")
+        return
+    cases.append(Case(machine, station, file))
+    beat = station.beat
+    yield ok("station", f"{station.name}: takt {beat.takt_ms:g} ms, deadline {beat.deadline_ms:g} ms")
+
+
+def _broken(name: str, why: str) -> Finding:
+    return Finding(name, Grade.FAIL, why[:1000], "an answer", "send this report to support: the rest of it holds")
