@@ -4,7 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format clean
+# make install, bundle, deb, sbom: which engine, for which machine
+ENGINE ?= openvino
+ARCH ?= x86_64
+PYTHONS ?= 3.11 3.12 3.13 3.14
+PREFIX ?= /opt/taktsight
+STATION ?=
+OPTIONS ?=
+TOOLS := build/tools
+TOOLS_STAMP := $(TOOLS)/.installed
+
+.PHONY: demo test check format clean install lock sbom audit bundle deb
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
@@ -17,7 +27,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	MYPYPATH=subscriber $(BIN)/mypy --config-file pyproject.toml -p taktsight_subscribe
-	$(BIN)/python -m pytest tests/unit tests/contract tests/test_architecture.py
+	$(BIN)/python -m pytest tests/unit tests/contract tests/test_architecture.py tests/test_locks.py tests/test_threat_model.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -29,5 +39,46 @@ $(STAMP): pyproject.toml subscriber/pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,demo,dev]' --editable './subscriber[postgresql]'
 	touch $@
 
+# As root: make install STATION=cell7 OPTIONS='--camera gige'
+install:
+	test -x $(PREFIX)/bin/python || $(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/python -m pip install --quiet --require-hashes -r locks/agent-$(ENGINE).txt
+	rm -rf build/lib
+	$(PREFIX)/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	$(if $(STATION),$(PREFIX)/bin/taktsight-agent install $(STATION) --prefix $(PREFIX) $(OPTIONS))
+
+# Keeps the versions that are locked and fit; UPGRADE=--upgrade takes the newest. Hashes are those of PyPI
+COMPILE = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--only-binary :all: --generate-hashes --custom-compile-command 'make lock' $(UPGRADE)
+# PyTorch for the CPU is not on PyPI: it is installed first, by hand (docs/install.md)
+NOT_FOR_CPU = $$(sed -nE 's/^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' locks/trainer.txt)
+lock: $(TOOLS_STAMP)
+	$(COMPILE) locks/tools.in -o locks/tools.txt
+	$(COMPILE) --extra trainer --extra openvino pyproject.toml -o locks/trainer.txt
+	$(COMPILE) --extra trainer --extra openvino -c locks/trainer.txt $(NOT_FOR_CPU) \
+		pyproject.toml -o locks/trainer-cpu.txt
+	$(COMPILE) --extra openvino -c locks/trainer.txt pyproject.toml -o locks/agent-openvino.txt
+	$(COMPILE) --extra onnxruntime -c locks/trainer.txt pyproject.toml -o locks/agent-onnxruntime.txt
+
+# Of a fresh environment, as the lock has it; x86-64 and aarch64 have the same packages
+sbom: $(TOOLS_STAMP)
+	$(TOOLS)/bin/python packaging/sbom.py --engine $(ENGINE)
+
+# Fails as well where the database of vulnerabilities does not know a package, or is out of reach
+audit: $(TOOLS_STAMP)
+	for lock in agent-openvino agent-onnxruntime trainer tools; do \
+		$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r locks/$$lock.txt || exit 1; done
+
+bundle: sbom
+	$(TOOLS)/bin/python packaging/bundle.py --arch $(ARCH) --engine $(ENGINE) --pythons $(PYTHONS)
+
+deb: bundle
+	$(TOOLS)/bin/python packaging/deb.py --arch $(ARCH) --engine $(ENGINE)
+
+$(TOOLS_STAMP): locks/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --require-hashes -r locks/tools.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build *.egg-info subscriber/build subscriber/*.egg-info
+	rm -rf $(VENV) out build dist *.egg-info subscriber/build subscriber/*.egg-info

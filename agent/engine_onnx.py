@@ -17,6 +17,7 @@ class OnnxRuntimeEngine:
         """Raises EngineError if the precision is not to be had or the graph cannot be loaded."""
         if settings.precision != "f32":
             raise EngineError(f"onnxruntime runs f32, {settings.precision} found: use openvino for it, or f32")
+        onnxruntime.disable_telemetry_events()  # nobody outside is told what a plant runs
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from agent.engine import INPUT, MAP, SCORE, EngineSettings
 from agent.errors import EngineError
+
+# Its import would tell Intel, by way of Google, that we run here; without this package OpenVINO keeps still
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
 
 
 class OpenVinoEngine:
