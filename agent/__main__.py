@@ -5,21 +5,20 @@ from __future__ import annotations
 import faulthandler
 import resource
 import signal
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from agent.config import read_station
-from agent.doctor import examine
+from agent.doctor_command import doctor_command
 from agent.engine import ENGINES, TOLERANCES, EngineSettings, open_engine
 from agent.errors import EndOfFrames, StorageError
+from agent.inspection import Inspection
+from agent.install_command import install_command, uninstall_command
 from agent.journal import log_to_journal
-from agent.loop import Tally
 from agent.mqtt_client import MqttSettings
 from agent.notify import supervisor
 from agent.outbox_command import show_commands, show_outbox
@@ -27,7 +26,8 @@ from agent.pipeline import Pipeline
 from agent.recipes_command import audit_command, recipes_commands
 from agent.replay import part_score, replay, replay_items, write_heatmap
 from agent.shift_report import write_shift_report
-from agent.station import RunningStation
+from agent.tally import KEPT_LATENCIES, Tally
+from agent.top import top_command
 from agent.verdict import Verdict
 from agent.watch import watch
 from calibration.console import EXIT_CODES, console, latency_table, note, progress_bars, run_command, say
@@ -56,11 +56,13 @@ def run_command_line(station: Path, count: int | None) -> None:
     if service.is_there:
         faulthandler.enable()  # the watchdog's SIGABRT shows where every thread hung
     service.status("loading the recipe and proving the engine")
-    running = RunningStation(settings, service)
+    inspection = Inspection(station, settings, service)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: running.stop())
-    say(f"{settings.name}: {running.origin.recipe} on {running.origin.engine}, every {settings.beat.takt_ms:g} ms")
-    tally, undelivered = running.run(count)
+        signal.signal(number, lambda *_: inspection.stop())
+    origin = inspection.origin
+    say(f"{settings.name}: {origin.recipe} on {origin.engine}, every {settings.beat.takt_ms:g} ms")
+    tally, ended = inspection.run(count)
+    undelivered = ended.undelivered
     _print_tally(tally)
     if undelivered.verdicts or undelivered.heatmaps:
         note(
@@ -69,12 +71,12 @@ def run_command_line(station: Path, count: int | None) -> None:
         )
     if settings.archive is not None and not service.is_there:  # a service ends quickly, also after a year of parts
         report = settings.archive.folder / "report.html"
-        title = f"{settings.name}: {running.origin.recipe}"
+        title = f"{settings.name}: {inspection.origin.recipe}"
         write_shift_report(settings.archive.folder, report, title=title, deadline_ms=settings.beat.deadline_ms)
         say(f"report: {report}")
-    if running.lost:
+    if ended.lost:
         raise StorageError(
-            f"{running.lost} verdicts could not be stored and are lost: see the alarms above, free the disk"
+            f"{ended.lost} verdicts could not be stored and are lost: see the alarms above, free the disk"
         )
 
 
@@ -195,19 +197,11 @@ def commands_command(station: Path, last: int) -> None:
     show_commands(read_station(station), last)
 
 
-@commands.command("doctor", epilog="Example: taktsight-agent doctor station.yaml")
-@click.argument("station", required=False, type=click.Path(path_type=Path))
-def doctor_command(station: Path | None) -> None:
-    """Check this installation and, where given, STATION with its recipe and engine; exit code 1 if it is not fine."""
-    findings = examine(station)
-    for finding in findings:
-        mark = "[green]ok[/]  " if finding.fine else "[red]bad[/] "
-        console.print(f"{mark} {escape(finding.subject)}: {escape(finding.text)}", soft_wrap=True)
-    if not all(finding.fine for finding in findings):
-        sys.exit(1)
-
-
+commands.add_command(doctor_command)
 commands.add_command(recipes_commands)
+commands.add_command(top_command)
+commands.add_command(install_command)
+commands.add_command(uninstall_command)
 commands.add_command(audit_command)
 
 
@@ -250,7 +244,8 @@ def _print_tally(tally: Tally) -> None:
     ):
         if number:
             say(f"  {what}: {number}")
-    console.print(latency_table({stage: list(values) for stage, values in tally.stage_ms.items()}, "latency"))
+    stage_ms = {stage: list(values) for stage, values in tally.stage_ms.items()}
+    console.print(latency_table(stage_ms, f"latency, last {KEPT_LATENCIES:,} parts at most"))
     say(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

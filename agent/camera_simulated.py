@@ -6,9 +6,11 @@ import heapq
 import queue
 import threading
 import time
+from dataclasses import replace
+from itertools import count, islice
 
 from agent.errors import CameraError
-from agent.simulation import PartPlan, SimulatedLine
+from agent.simulation import SPECIAL, PartPlan, SimulatedLine
 from calibration.frame import Frame, Pixels
 
 BUFFERS = 64  # frames kept for a slow consumer; the next one is lost, as on a real camera
@@ -24,8 +26,15 @@ class SimulatedCamera:
     exposure_ms after its trigger was taken up; drawing it counts as exposure and transfer.
     """
 
-    def __init__(self, line: SimulatedLine, *, exposure_ms: float = 2.0) -> None:
+    def __init__(self, line: SimulatedLine, *, exposure_ms: float = 2.0, prerendered: int = 0) -> None:
+        """prerendered: parts drawn by the first `start`, which come round and round; 0: each is drawn when it comes.
+
+        Drawing a part of 1 megapixel takes longer than inspecting it; a part drawn beforehand costs one copy, as out of
+        a driver's buffer. Those of a special kind are drawn when they come, and never kept.
+        """
         self._line = line
+        self._prerendered = prerendered
+        self._drawn: list[tuple[PartPlan, Pixels]] = []
         self._exposure_ns = round(exposure_ms * 1e6)
         self._triggers: queue.SimpleQueue[Trigger | None] = queue.SimpleQueue()
         self._delivered: list[tuple[int, int, Frame]] = []  # heap of (due_ns, frame_id, frame)
@@ -40,6 +49,7 @@ class SimulatedCamera:
             if self._unplugged:
                 raise CameraError(UNPLUGGED)
             if self._thread is None:
+                self._draw_ahead()
                 self._triggers = queue.SimpleQueue()
                 arguments = (self._triggers,)
                 self._thread = threading.Thread(target=self._expose, args=arguments, name="camera", daemon=True)
@@ -117,12 +127,24 @@ class SimulatedCamera:
             plan = self._line.plan(trigger_id)
             if plan.kind == "lost":
                 continue
-            pixels, _ = self._line.render(plan)
+            plan, pixels = self._pictured(plan)
             due_ns = max(time.monotonic_ns(), exposed_ns + self._exposure_ns)
             if plan.kind == "late":
                 due_ns += round(self._line.settings.late_ms * 1e6)
             frame = _frame(pixels, plan, frame_id=frame_id, exposed_ns=exposed_ns, received_ns=due_ns)
             self._deliver(frame, triggers, triggered_ns)
+
+    def _draw_ahead(self) -> None:
+        plans = (plan for plan in map(self._line.plan, count(1)) if plan.kind not in SPECIAL)
+        missing = islice(plans, len(self._drawn), self._prerendered)
+        self._drawn += [(plan, self._line.render(plan)[0]) for plan in missing]
+
+    def _pictured(self, plan: PartPlan) -> tuple[PartPlan, Pixels]:
+        """Return the part's pixels, and the truth about them: that of a part drawn beforehand, where there are any."""
+        if not self._drawn or plan.kind in SPECIAL:
+            return plan, self._line.render(plan)[0]
+        drawn, pixels = self._drawn[(plan.trigger_id - 1) % len(self._drawn)]
+        return replace(drawn, trigger_id=plan.trigger_id, part_id=plan.part_id), pixels.copy()
 
     def _is_outdated(self, triggers: queue.SimpleQueue[Trigger | None]) -> bool:
         """Return True to the thread of an earlier start."""

@@ -1,8 +1,8 @@
 """Which recipe judges, and by which threshold: what station.yaml says, or what was activated or commanded since.
 
-A choice outlives a restart: that of the recipe in the store (`agent.recipe_store`), whoever made it, that of the
-threshold in the log of commands. It ends when somebody writes another recipe into station.yaml, and a commanded
-threshold ends with its recipe: a number that was right for one network means nothing to another.
+A choice outlives a restart, in the store (`agent.recipe_store`), whoever made it. It ends when somebody writes another
+recipe into station.yaml, and a commanded threshold ends with its recipe: a number that was right for one network means
+nothing to another.
 """
 
 from __future__ import annotations
@@ -10,29 +10,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from agent.engine import EngineSettings, open_engine
 from agent.pipeline import Pipeline
-from agent.recipe_store import RecipeStore
+from agent.recipe_store import ChosenThreshold, RecipeStore
 from agent.trust import Trust
-from calibration.errors import InputError, TaktsightError
+from calibration.errors import InputError
 from calibration.photometric import Photometric
 from calibration.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-THRESHOLD_KEY = "threshold"
-
-
-class Memory(Protocol):
-    """Keeps JSON values over a restart; `agent.command_log.CommandLog` is the real one."""
-
-    def remember(self, key: str, value: Any) -> None:
-        """Keep value under key; None forgets it."""
-
-    def recall(self, key: str) -> Any:
-        """Return the value, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +37,8 @@ class ChangeoverSettings:
 class Changeover:
     """Makes pipelines and remembers what was commanded."""
 
-    def __init__(self, settings: ChangeoverSettings, memory: Memory | None) -> None:
+    def __init__(self, settings: ChangeoverSettings) -> None:
         self._settings = settings
-        self._memory = memory
         self._store = RecipeStore(settings.folder, settings.trust, settings.recipe)
 
     def first(self) -> Pipeline:
@@ -88,25 +74,21 @@ class Changeover:
     def remember_recipe(self, name: str, pipeline: Pipeline) -> None:
         """Start with this recipe from now on, with its own threshold."""
         self._store.choose(name, pipeline.recipe)
-        if self._memory is not None:
-            self._memory.remember(THRESHOLD_KEY, None)
 
     def remember_threshold(self, pipeline: Pipeline, score: float | None) -> None:
         """Judge parts by this threshold after a restart too, as long as the recipe is the same."""
-        if self._memory is not None:
-            fields = None if score is None else {"score": score, "digest": pipeline.recipe.digest}
-            self._memory.remember(THRESHOLD_KEY, fields)
+        self._store.choose_threshold(None if score is None else ChosenThreshold(pipeline.recipe.digest, score))
 
     def _pipeline(self, recipe: Recipe) -> Pipeline:
         return Pipeline(recipe, open_engine(recipe, self._settings.engine), self._settings.photometric)
 
     def _with_commanded_threshold(self, pipeline: Pipeline) -> Pipeline:
-        choice = None if self._memory is None else self._memory.recall(THRESHOLD_KEY)
-        if not isinstance(choice, dict) or choice.get("digest") != pipeline.recipe.digest:
+        choice = self._store.state().threshold
+        if choice is None or choice.digest != pipeline.recipe.digest:
             return pipeline
         try:
-            changed = self.with_threshold(pipeline, float(choice["score"]))
-        except (TaktsightError, KeyError, TypeError, ValueError) as error:
+            changed = self.with_threshold(pipeline, choice.score)
+        except InputError as error:
             log.warning("the commanded threshold is not used: %s", error)
             return pipeline
         log.warning("threshold %g, as commanded", changed.score_threshold)

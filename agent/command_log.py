@@ -1,4 +1,4 @@
-"""What remote commands leave behind: which ids are used up, the audit trail, and choices that outlive a restart.
+"""What remote commands leave behind: which ids are used up, and the audit trail.
 
 One SQLite file, `commands.sqlite`, synchronous FULL: what a call returned from is on the disk. It is bounded: the last
 10,000 commands that were tried, the last 1,000 refusals (apart, so that a flood of nonsense pushes no act out of the
@@ -29,7 +29,6 @@ WAIT_FOR_READERS_S = 5.0
 _TABLES = (
     "CREATE TABLE about (format INTEGER NOT NULL, station TEXT NOT NULL)",
     "CREATE TABLE issuers (issuer TEXT PRIMARY KEY, last_id INTEGER NOT NULL, checksum INTEGER NOT NULL)",
-    "CREATE TABLE choices (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL)",
     """CREATE TABLE audit (
         number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, began_utc TEXT NOT NULL, ended_utc TEXT,
         issuer TEXT, id INTEGER, command TEXT NOT NULL, arguments TEXT NOT NULL,
@@ -143,27 +142,6 @@ class CommandLog:
             rows = self._database.execute(query, (most,)).fetchall()
         return [self._entry(row) for row in rows]
 
-    def remember(self, key: str, value: Any) -> None:
-        """Keep a JSON value under the key, in place of the one before. None: forget it."""
-        text = json.dumps(value, allow_nan=False)
-        with self._transaction():
-            if value is None:
-                self._database.execute("DELETE FROM choices WHERE name = ?", (key,))
-            else:
-                self._database.execute(
-                    "INSERT OR REPLACE INTO choices VALUES (?, ?, ?)", (key, text, _checksum(key, text))
-                )
-
-    def recall(self, key: str) -> Any:
-        """Return the value kept under the key, None if there is none. Raises StorageError if it is damaged."""
-        with self._guarded():
-            row = self._database.execute("SELECT value, checksum FROM choices WHERE name = ?", (key,)).fetchone()
-            if row is None:
-                return None
-            if row[1] != _checksum(key, row[0]):
-                raise self._damaged(f"the choice {key!r} does not match its checksum")
-        return json.loads(row[0])
-
     def close(self) -> None:
         """Close the file; no call may follow."""
         with self._lock:
@@ -220,8 +198,8 @@ class CommandLog:
 
     def _damaged(self, what: str) -> StorageError:
         return StorageError(
-            f"{self._path} is damaged: {what}: stop the agent and move the file away. The station then starts without "
-            "its choices, and takes commands once more that it took within the last hour"
+            f"{self._path} is damaged: {what}: stop the agent and move the file away. The station then takes "
+            "commands once more that it took within the last hour"
         )
 
     @contextmanager

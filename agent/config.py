@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.archive import ArchiveSettings
+from agent.beat import Beat
 from agent.camera import Camera
 from agent.camera_folder import FolderCamera
 from agent.camera_simulated import SimulatedCamera
 from agent.changeover import ChangeoverSettings
 from agent.command_message import COMMANDS
 from agent.engine import ENGINES, TOLERANCES, EngineSettings
-from agent.loop import Beat
+from agent.health import HealthSettings, read_health_settings
 from agent.messages import LINE_ACTION_FOR_POLICY
 from agent.mqtt_client import MqttSettings
 from agent.outbox import OutboxSettings
+from agent.realtime import RealtimeSettings
 from agent.simulation import LineSettings, SimulatedLine
 from agent.sparkplug import SparkplugSettings
 from agent.trust import Trust
@@ -25,7 +27,7 @@ from calibration.errors import InputError, SettingsError
 from calibration.images import image_files
 from calibration.photometric import Photometric, read_photometric
 from calibration.recording import is_recording, recorded_frames
-from calibration.settings import Section, read_settings
+from calibration.settings import Section, read_file, read_settings
 from calibration.signing import read_public_key
 
 
@@ -36,6 +38,7 @@ class CameraSettings:
     line: LineSettings | None
     folder: Path | None
     bit_depth: int | None = None  # of the folder's images; None: the files' own, or what the recording says
+    prerendered: int = 0  # of a simulated line: parts drawn beforehand; 0: each as it comes
 
     @property
     def simulated(self) -> bool:
@@ -45,7 +48,7 @@ class CameraSettings:
     def open(self) -> Camera:
         """Return the camera, not started yet."""
         if self.line is not None:
-            return SimulatedCamera(SimulatedLine(self.line))
+            return SimulatedCamera(SimulatedLine(self.line), prerendered=self.prerendered)
         assert self.folder is not None
         if is_recording(self.folder):
             frames = recorded_frames(self.folder)
@@ -67,7 +70,6 @@ class Station:
 
     name: str
     beat: Beat
-    on_no_verdict: str
     camera: CameraSettings
     recipes: ChangeoverSettings
     mqtt: MqttSettings | None
@@ -75,7 +77,15 @@ class Station:
     outbox: OutboxSettings
     commands: CommandSettings
     archive: ArchiveSettings | None
-    digest: str = ""  # SHA-256 of the file
+    output: Path | None = None  # file that is told what a gate would be told; None: no output
+    realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
+    health: HealthSettings = field(default_factory=lambda: HealthSettings(0))
+    data: bytes = b""  # the file, as it was read
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.data).hexdigest()
 
     @property
     def recipe(self) -> Path:
@@ -93,22 +103,27 @@ class Station:
         return self.recipes.photometric
 
 
-def read_station(path: Path) -> Station:
-    """Return the station. Raises SettingsError naming the key that is unknown, missing or out of range."""
-    top = read_settings(path)
+def read_station(path: Path, data: bytes | None = None) -> Station:
+    """Return the station. Raises SettingsError naming the key that is unknown, missing or out of range.
+
+    data: what the file held when the run began; None: what it holds.
+    """
+    if data is None:
+        data = read_file(path)
+    top = read_settings(path, data)
     takt_ms = top.number("takt_ms", minimum=10.0, maximum=600_000.0)
     policy = top.choice("on_no_verdict", tuple(LINE_ACTION_FOR_POLICY), "reject")
     name = top.text("station")
     commands = top.section("commands")
+    queue_length = top.whole("queue_length", 4, minimum=1, maximum=64)
     station = Station(
         name=name,
         beat=Beat(
             takt_ms=takt_ms,
-            deadline_ms=top.number("deadline_ms", 0.9 * takt_ms, minimum=1.0, maximum=takt_ms),
-            queue_length=top.whole("queue_length", 4, minimum=1, maximum=64),
-            stop_on_no_verdict=policy == "stop",
+            deadline_ms=top.number("deadline_ms", 0.9 * takt_ms, minimum=1.0, maximum=queue_length * takt_ms),
+            queue_length=queue_length,
+            on_no_verdict=policy,
         ),
-        on_no_verdict=policy,
         camera=_camera(top.section("camera")),
         recipes=_recipes(top, commands, path.parent, name),
         mqtt=_mqtt(top.section("mqtt")) if top.has("mqtt") else None,
@@ -116,7 +131,10 @@ def read_station(path: Path) -> Station:
         outbox=_outbox(top.section("outbox"), path.parent, name),
         commands=_commands(commands, path.parent, name),
         archive=_archive(top.section("archive")) if top.has("archive") else None,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        output=_output(top.section("output")) if top.has("output") else None,
+        health=read_health_settings(top.section("health")),
+        realtime=_realtime(top.section("realtime")),
+        data=data,
     )
     if station.sparkplug is not None and station.mqtt is None:
         raise SettingsError("sparkplug: needs the broker: add mqtt:")
@@ -131,7 +149,7 @@ def _camera(section: Section) -> CameraSettings:
     if kind == "folder":
         depth = section.whole("bit_depth", minimum=8, maximum=16) if section.has("bit_depth") else None
         return CameraSettings(None, _required_path(section, "path"), depth)
-    return CameraSettings(_line(section), None)
+    return CameraSettings(_line(section), None, prerendered=section.whole("prerendered", 0, minimum=0, maximum=1000))
 
 
 def _line(section: Section) -> LineSettings:
@@ -147,6 +165,8 @@ def _line(section: Section) -> LineSettings:
         defect_share=section.number("defect_share", 0.0, minimum=0.0, maximum=1.0),
         lost=section.whole_list("lost"),
         dark=section.whole_list("dark"),
+        saturated=section.whole_list("saturated"),
+        blurred=section.whole_list("blurred"),
         wrong_part=section.whole_list("wrong_part"),
         half_out=section.whole_list("half_out"),
         late=section.whole_list("late"),
@@ -190,6 +210,19 @@ def _trust(section: Section, folder: Path, *, given: bool) -> Trust:
         return Trust(tuple(read_public_key(folder / name) for name in names), unsigned)
     except (InputError, ValueError) as error:  # ValueError: a zero in the path
         raise SettingsError(f"recipes.keys: {error}") from error
+
+
+def _output(section: Section) -> Path | None:
+    section.choice("kind", ("file",))
+    return _required_path(section, "file")
+
+
+def _realtime(section: Section) -> RealtimeSettings:
+    return RealtimeSettings(
+        priority=section.whole("priority", 0, minimum=0, maximum=99),
+        cpus=section.whole_list("cpus"),
+        lock_memory=section.flag("lock_memory", False),
+    )
 
 
 def _commands(section: Section, folder: Path, station: str) -> CommandSettings:

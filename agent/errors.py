@@ -4,9 +4,11 @@ TaktsightError
 ├── CameraError        8   the camera is gone or delivers nonsense: no verdict for its parts, reconnect
 │   └── EndOfFrames    -   a finite source (a folder) has no more: stop cleanly
 ├── EngineError        9   the engine cannot load the recipe or does not reproduce its answers: stop
+├── OutputError        8   the gate cannot be driven: fail safe
 ├── BrokerError       10   the broker refuses us for good (password, ACL): inspection goes on, verdicts wait
 ├── CommandError       -   a command cannot be carried out as things are: the reply says why
 └── StorageError      13   the outbox or the log of commands cannot be used: do not start
+    ├── InUse          -   another process holds the outbox: it may be about to end
     └── OutboxFull     -   verdicts cannot be stored any more: hold the line, keep what we have
 """
 
@@ -29,6 +31,12 @@ class EngineError(TaktsightError):
     exit_code = 9
 
 
+class OutputError(TaktsightError):
+    """What acts on the verdicts cannot be driven."""
+
+    exit_code = 8
+
+
 class BrokerError(TaktsightError):
     """The MQTT broker cannot be used as configured."""
 
@@ -43,6 +51,10 @@ class StorageError(TaktsightError):
     """A file in which the station remembers (verdicts that wait, commands, captured frames) cannot be used."""
 
     exit_code = 13
+
+
+class InUse(StorageError):
+    """Another process uses the outbox."""
 
 
 class OutboxFull(StorageError):

@@ -47,9 +47,10 @@ class Ledger:
         with self._lock:
             return self._open.pop(trigger_id, None)
 
-    def is_open(self, trigger_id: int) -> bool:
-        """Return True while the trigger has no verdict."""
-        return trigger_id in self._open
+    def deadline_ns(self, trigger_id: int) -> int | None:
+        """Return the trigger's deadline, monotonic clock; None once it has its verdict."""
+        entry = self._open.get(trigger_id)
+        return None if entry is None else entry.deadline_ns
 
     def overdue(self, now_ns: int) -> list[OpenTrigger]:
         """Take out every trigger whose deadline has passed."""

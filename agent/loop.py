@@ -11,6 +11,9 @@ Whoever settles a trigger in the ledger first speaks for it; a result that comes
 outlets fall behind, they get several verdicts at once; then pictures are shed, a verdict never. A line that is held
 goes on taking triggers: each part is `no_verdict` with the reason of the hold, at once.
 
+The output (the gate) is told by whoever settles, before anything is stored or sent. A part that comes while as many are
+open as may wait is `overrun` at once: a burst takes bounded memory.
+
 Each thread comes round within POLL_S, with or without parts, and notes when. `heartbeat_ns` is the moment of the
 slowest one: it stands still as soon as one of them hangs or has died, in the engine, the camera or an outlet.
 """
@@ -21,98 +24,57 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
+from agent.beat import Beat, Deliver, Hold, Inspector, Observer, OnRound, Settled
 from agent.camera import Camera
-from agent.errors import CameraError, EndOfFrames
+from agent.errors import CameraError, EndOfFrames, OutputError
 from agent.journal import fields
 from agent.ledger import Ledger, OpenTrigger
+from agent.messages import line_action
+from agent.output import NoOutput, Output
+from agent.states import Event, State, StateMachine
+from agent.tally import Tally
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05  # how soon a thread notices that it should stop
-KEPT_LATENCIES = 100_000
 MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
 MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
 
 Answer = TypeVar("Answer")
 
 
-class Inspector(Protocol):
-    """What judges one frame; `agent.pipeline.Pipeline` is the real one."""
-
-    def inspect(self, frame: Frame) -> Verdict:
-        """Return the verdict on one frame; called by one thread, one frame at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """One trigger's verdict, the frame it rests on, and who was in charge when it was settled."""
-
-    verdict: Verdict
-    frame: Frame | None
-    inspector: Inspector
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Why parts get no verdict for now."""
-
-    reason: Reason  # PAUSED or HALTED
-    detail: str
-
-
-Deliver = Callable[[Sequence[Settled]], None]
-OnRound = Callable[[int], None]  # gets heartbeat_ns; called by the delivery thread after each round that did not fail
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """What the line asks of us."""
-
-    takt_ms: float  # from trigger to trigger
-    deadline_ms: float  # from trigger to verdict
-    queue_length: int = 4  # frames that may wait for the inspection
-    stop_on_no_verdict: bool = False
-
-
-@dataclass(slots=True)
-class Tally:
-    """What happened so far. Written by one thread per field."""
-
-    triggers: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    stale_frames: int = 0  # frames whose trigger had its verdict already, or that nobody asked for
-    late_results: int = 0  # inspections that ended after their deadline
-    shed_pictures: int = 0  # verdicts handed on without frame and heatmap, because the outlets were behind
-    delivery_faults: int = 0  # verdicts that an outlet could not take; the log says why
-    stage_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(_bounded))
-
-    @property
-    def verdicts(self) -> int:
-        """All verdicts settled so far."""
-        return sum(self.outcomes.values())
-
-
 class Line:
     """One camera, one inspector, one beat. `hold`, `release`, `between_parts` and `stop` are for any thread."""
 
     def __init__(
-        self, camera: Camera, inspector: Inspector, beat: Beat, deliver: Deliver, on_round: OnRound = lambda _: None
+        self,
+        camera: Camera,
+        inspector: Inspector,
+        beat: Beat,
+        deliver: Deliver,
+        on_round: OnRound = lambda _: None,
+        *,
+        output: Output | None = None,
+        observer: Observer | None = None,
+        states: StateMachine | None = None,
     ) -> None:
+        """states: those of the station, Ready by now; None: its own."""
         self._camera = camera
         self.inspector = inspector
         self._beat = beat
         self._deliver = deliver
         self._on_round = on_round
+        self._output = output or NoOutput()
+        self._observer = observer or Observer()
+        self.states = states or _ready()
         self._came_round_ns = dict.fromkeys(("clock", "acquisition", "inspection", "delivery"), 0)
         self._ledger = Ledger(beat.deadline_ms)
         self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
@@ -136,6 +98,8 @@ class Line:
         Raises CameraError if the camera cannot be started; after that it never raises for a camera.
         """
         self._camera.start()
+        if self.held is None:
+            self.states.fire(Event.START)
         workers = [
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
             for work in (self._acquire, self._inspect)
@@ -153,6 +117,8 @@ class Line:
             self._settled.put(None)
             delivery.join()
             self._camera.stop()
+            self._output.close()
+            self.states.fire(Event.STOP)
         return self.tally
 
     def stop(self) -> None:
@@ -163,6 +129,7 @@ class Line:
     def hold(self, reason: Reason, detail: str) -> None:
         """Give every part from now on no verdict, for this reason; a halt is not softened to a pause."""
         if self.held is None or self.held.reason is not Reason.HALTED:
+            self.states.fire(Event.FAIL if reason is Reason.HALTED else Event.PAUSE)
             self.held = Hold(reason, detail)
             log.warning("%s: %s", reason, detail, extra=fields(state=reason))
 
@@ -170,6 +137,7 @@ class Line:
         """Inspect again."""
         if self.held is not None:
             log.warning("%s no longer: inspecting again", self.held.reason, extra=fields(state="running"))
+            self.states.fire(Event.CONFIRM if self.states.state is State.ERROR else Event.START)
         self.held = None
 
     def between_parts(self, errand: Callable[[], Answer], timeout_s: float) -> Answer:
@@ -227,16 +195,22 @@ class Line:
 
     def _trigger(self, now_ns: int) -> None:
         trigger_id = self.tally.triggers + 1
+        waiting = len(self._ledger)
+        self._observer.opened(trigger_id)
         self._ledger.open(trigger_id, now_ns)
         self.tally.triggers = trigger_id
         held = self.held
         if held is not None:
             self._speak_for(trigger_id, held.reason, held.detail)
             return
+        if waiting > self._beat.queue_length:  # one of them is being inspected
+            self._speak_for(trigger_id, Reason.OVERRUN, f"{waiting} parts wait already: slow the line")
+            return
         try:
             self._camera.trigger(trigger_id)
         except EndOfFrames:
             self._ledger.settle(trigger_id)
+            self._observer.withdrawn(trigger_id)
             self.tally.triggers = trigger_id - 1
             self.stop()
         except CameraError as error:
@@ -261,11 +235,21 @@ class Line:
             if not self._ledger.arrived(frame):
                 self.tally.stale_frames += 1
                 continue
+            if self._frames.full():
+                self._drop_settled_frames()
             try:
                 self._frames.put_nowait(frame)
             except queue.Full:
                 waiting = self._frames.maxsize
-                self._speak_for(frame.trigger_id, Reason.QUEUE_FULL, f"{waiting} frames wait already: slow the line")
+                self._speak_for(frame.trigger_id, Reason.OVERRUN, f"{waiting} frames wait already: slow the line")
+
+    def _drop_settled_frames(self) -> None:
+        """Make room: after a stall the queue is full of frames whose deadline has passed."""
+        with suppress(queue.Empty, queue.Full):
+            for _ in range(self._frames.maxsize):
+                waiting = self._frames.get_nowait()
+                if self._ledger.deadline_ns(waiting.trigger_id) is not None:
+                    self._frames.put_nowait(waiting)
 
     def _inspect(self) -> None:
         while self._comes_round("inspection"):
@@ -274,17 +258,19 @@ class Line:
                 frame = self._frames.get(timeout=POLL_S)
             except queue.Empty:
                 continue
-            if self._ledger.is_open(frame.trigger_id):
-                self._conclude(self._inspected(frame))
+            deadline_ns = self._ledger.deadline_ns(frame.trigger_id)
+            if deadline_ns is not None:
+                self._conclude(self._inspected(frame, deadline_ns))
+                self._observer.rested()
 
     def _run_errands(self) -> None:
         with suppress(queue.Empty):
             while True:
                 self._errands.get_nowait()()
 
-    def _inspected(self, frame: Frame) -> Verdict:
+    def _inspected(self, frame: Frame, deadline_ns: int) -> Verdict:
         try:
-            return self.inspector.inspect(frame)
+            return self.inspector.inspect(frame, deadline_ns)
         except Exception as error:
             log.exception("part %d could not be inspected", frame.trigger_id)
             return _without(frame.trigger_id, Reason.FAULT, f"{type(error).__name__}: {error}", frame)
@@ -324,6 +310,7 @@ class Line:
         return _without(entry.trigger_id, Reason.FRAME_LOST, f"no frame within {limit} of the trigger", None)
 
     def _send(self, verdict: Verdict, entry: OpenTrigger, now_ns: int) -> None:
+        self._act(verdict, entry)
         verdict = replace(verdict, latency_ms=(now_ns - entry.opened_ns) / 1e6, decided_ns=now_ns)
         frame = entry.frame
         if self._settled.qsize() >= MOST_PICTURES:
@@ -332,14 +319,22 @@ class Line:
         self._settled.put(Settled(verdict, frame, self.inspector))
         self._wake.set()
         wanted_stop = verdict.outcome is Outcome.NO_VERDICT and verdict.reason not in (Reason.PAUSED, Reason.HALTED)
-        if self._beat.stop_on_no_verdict and wanted_stop and not self._stopping.is_set():
+        if self._beat.on_no_verdict == "stop" and wanted_stop and not self._stopping.is_set():
             log.warning("part %d: %s: stopping, as station.yaml says", verdict.trigger_id, verdict.reason)
             self.stop()
+
+    def _act(self, verdict: Verdict, entry: OpenTrigger) -> None:
+        """Tell the gate; one that cannot be told rests at divert, and the station fails safe."""
+        try:
+            action = line_action(verdict.outcome, self._beat.on_no_verdict)
+            self._output.act(verdict.trigger_id, action, entry.opened_ns)
+        except OutputError as error:
+            self.hold(Reason.HALTED, f"the output cannot be driven: {error}")
 
     def _hand_over(self) -> None:
         while (batch := self._next_settled()) is not None:
             for settled in batch:
-                self._count(settled.verdict)
+                self.tally.count(settled.verdict)
             try:
                 if batch:
                     self._deliver(batch)
@@ -366,14 +361,6 @@ class Line:
             self._settled.put(None)  # the end comes next
         return batch or None
 
-    def _count(self, verdict: Verdict) -> None:
-        self.tally.outcomes[verdict.outcome] += 1
-        self.tally.reasons[verdict.reason] += 1
-        for stage, duration_ms in verdict.stage_ms.items():
-            self.tally.stage_ms[stage].append(duration_ms)
-        if verdict.latency_ms is not None:
-            self.tally.stage_ms["trigger to verdict"].append(verdict.latency_ms)
-
     def _note_camera(self, fault: str | None) -> None:
         """Log the camera's state when it changes."""
         if fault is not None and self._camera_fault is None:
@@ -388,5 +375,8 @@ def _without(trigger_id: int, reason: Reason, detail: str, frame: Frame | None) 
     return Verdict(trigger_id, Outcome.NO_VERDICT, reason, detail, part_id=part_id)
 
 
-def _bounded() -> deque[float]:
-    return deque(maxlen=KEPT_LATENCIES)
+def _ready() -> StateMachine:
+    states = StateMachine()
+    states.fire(Event.PREPARE)
+    states.fire(Event.PROVE)
+    return states

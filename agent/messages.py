@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from agent.clock import Stamp
 from agent.verdict import Outcome, Reason, Region, Verdict
+from calibration.condition import Condition
 from calibration.heatmap import FULL_SCALE, levels
 from calibration.registration import Registration
 
@@ -37,7 +38,7 @@ MAX_DETAIL_CHARACTERS = 500
 LINE_ACTION_FOR_POLICY = {"reject": "divert", "pass": "accept", "stop": "divert"}
 """What the line is told about a part without verdict, by `Origin.on_no_verdict`; `stop` also halts the station."""
 
-_ABORTED = frozenset({Reason.LATE, Reason.STOPPING, Reason.QUEUE_FULL, Reason.PAUSED, Reason.HALTED})
+_ABORTED = frozenset({Reason.LATE, Reason.STOPPING, Reason.OVERRUN, Reason.PAUSED, Reason.HALTED, Reason.CRASHED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,9 @@ def verdict_message(
         "regions": _region_fields(verdict.regions),
         "regionCount": len(verdict.regions),
         "registration": None if verdict.registration is None else _registration_fields(verdict.registration),
+        "condition": None if verdict.condition is None else _condition_fields(verdict.condition),
         "latencyMs": _number(verdict.latency_ms),
+        "cut": list(verdict.cut),
         "recipeDigest": origin.recipe_digest,
         "engine": origin.engine,
         "heatmap": None if heatmap is None else _heatmap_link(heatmap),
@@ -191,11 +194,13 @@ def status_message(
     created_utc: datetime | None = None,
     counters: Mapping[str, int] | None = None,
     alarms: Sequence[Alarm] = (),
+    machine_state: str | None = None,
+    health: str | None = None,
 ) -> dict[str, Any]:
     """Return what the station says of itself; the publisher adds what it knows of outbox and delivery when it sends it.
 
     state: one of STATES; `offline` is the last will, written in advance and therefore without a time.
-    counters: whatever the agent counts, by name.
+    counters: whatever the agent counts, by name. machine_state: `agent.states.State`. health: one line for people.
 
     Raises ValueError on another state.
     """
@@ -215,6 +220,8 @@ def status_message(
         "onNoVerdict": origin.on_no_verdict,
         "counters": dict(counters or {}),
         "alarms": alarm_fields(alarms),
+        "machineState": machine_state,
+        "health": health,
     }
 
 
@@ -291,6 +298,17 @@ def _registration_fields(registration: Registration) -> dict[str, Any]:
         "angleDeg": _number(registration.angle_deg),
         "residualPx": _number(registration.residual_px),
         "similarity": _number(registration.similarity),
+    }
+
+
+def _condition_fields(condition: Condition) -> dict[str, Any]:
+    """Return light and focus of the frame: shares 0..1, sharpness as a ratio of at least about 1."""
+    return {
+        "brightness": _number(condition.brightness),
+        "darkLevel": _number(condition.dark_level),
+        "brightLevel": _number(condition.bright_level),
+        "saturatedShare": _number(condition.saturated_share),
+        "sharpness": _number(condition.sharpness),
     }
 
 

@@ -1,11 +1,13 @@
-"""What a command does to the running line. Each takes effect between two parts, or not at all."""
+"""What a command does to the running line. Each takes effect between two parts, or not at all.
+
+The inspect process's half of `agent.remote`: that one knows of disks and recordings, this one of the line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
-from agent.capture import FrameCapture
 from agent.changeover import Changeover
 from agent.commands import Change
 from agent.engine import prove
@@ -20,7 +22,7 @@ Answer = TypeVar("Answer")
 
 
 class LineOperations:
-    """The real `agent.commands.Operations`. One thread at a time."""
+    """What is asked of the line. One thread at a time."""
 
     def __init__(
         self,
@@ -28,21 +30,19 @@ class LineOperations:
         pipeline: Pipeline,
         *,
         changeover: Changeover,
-        capture: FrameCapture,
         tolerance: float,
-        unstored: Callable[[], int],
+        send_frames: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Begin with the pipeline that is in charge of the line.
 
         tolerance: largest difference from the trainer's answers, as `agent.engine.prove` measures it.
-        unstored: returns how many verdicts could not be stored so far; a halted line goes on trying.
+        send_frames: hands the next so many frames over, for somebody who asked for them.
         """
         self._line = line
         self._pipeline = pipeline
         self._changeover = changeover
-        self._capture = capture
         self._tolerance = tolerance
-        self._unstored = unstored
+        self._send_frames = send_frames
 
     def change_recipe(self, name: str) -> Change:
         """Judge the next part by another recipe, proven on this device first; the old one judges until then."""
@@ -61,18 +61,15 @@ class LineOperations:
     def resume(self) -> Change:
         """Inspect again, if what halted the station is over."""
         before = self._state()
-        waiting = self._unstored()
-        if waiting:
-            raise CommandError(f"{waiting} verdicts still cannot be stored: free space for the outbox first")
         if before == "halted":
             self._prove()
         self._line.release()
         return Change(before, self._state(), "inspecting")
 
-    def capture(self, count: int) -> Change:
-        """Record the next frames; they are taken while the line runs."""
-        folder = self._capture.begin(count)
-        return Change(None, {"folder": folder.name, "count": count}, f"the next {count} frames go to {folder.name}")
+    def send_frames(self, count: int) -> Change:
+        """Hand the next frames over with their verdicts."""
+        self._send_frames(count)
+        return Change(None, count)
 
     def set_threshold(self, score: float | None) -> Change:
         """Judge the next part by another score threshold; the recipe's file stays as it is."""

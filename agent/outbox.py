@@ -25,12 +25,12 @@ from typing import Any
 
 from agent.errors import OutboxFull, StorageError
 from agent.messages import Alarm, HeatmapPayload, encode, missing_message, numbered
-from agent.outbox_database import PAGE_BYTES, Damaged, Database, Row
+from agent.outbox_database import PAGE_BYTES, Damaged, Database, Row, Taken
 from agent.outbox_folder import DAMAGED, TOLD, OutboxSettings, describe, locked, set_aside, untold
 from agent.outbox_memory import Batch, MemoryOutbox
 from agent.spool import RESERVES, Reserve, Room, Spool, SpooledHeatmap
 
-__all__ = ["MemoryOutbox", "Outbox", "OutboxSettings", "Row"]
+__all__ = ["MemoryOutbox", "Outbox", "OutboxSettings", "Row", "Taken"]
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +101,23 @@ class Outbox:
         """Heatmaps in the spool."""
         return len(self._spool)
 
-    def store(self, batch: Batch) -> list[dict[str, Any]]:
+    @property
+    def taken(self) -> Taken | None:
+        """What `store` was last told about where its rows came from; None: nothing."""
+        return None if self._database is None else self._database.taken
+
+    def store(self, batch: Batch, taken: Taken | None = None) -> list[dict[str, Any]]:
         """Number the messages and put them on the disk, all or none; return them as they will be published.
 
         A heatmap that could not be kept is no longer linked. On a full disk heatmaps go first, then the reserve.
+        taken: how far their source is used up, written down in the same transaction.
 
         Raises OutboxFull or StorageError, with nothing stored and no seq used up; ValueError on a message with NaN.
         """
         self._storing = True
         try:
             with self._writing:
-                return self._store_or_begin_anew(batch)
+                return self._store_or_begin_anew(batch, taken)
         except StorageError as error:
             self._refusal = str(error)
             raise
@@ -235,18 +241,18 @@ class Outbox:
                 os.close(self._lock)
                 self._lock = -1
 
-    def _store_or_begin_anew(self, batch: Batch) -> list[dict[str, Any]]:
+    def _store_or_begin_anew(self, batch: Batch, taken: Taken | None) -> list[dict[str, Any]]:
         if self._lock < 0:
             raise StorageError(f"{self._folder}: the outbox is closed")
         try:
-            stored = self._store(self._usable(), batch)
+            stored = self._store(self._usable(), batch, taken)
         except Damaged as damage:
             self._set_aside(self._database, damage)
-            stored = self._store(self._usable(), batch)
+            stored = self._store(self._usable(), batch, taken)
         self._refusal = ""
         return stored
 
-    def _store(self, database: Database, batch: Batch) -> list[dict[str, Any]]:
+    def _store(self, database: Database, batch: Batch, taken: Taken | None) -> list[dict[str, Any]]:
         if not batch:
             return []
         self._reserve.refill(margin=2)
@@ -255,7 +261,7 @@ class Outbox:
             messages = [self._spooled(database, seq, *item) for seq, item in enumerate(batch, start=first)]
             rows = [Row(message["seq"], "verdict", encode(message)) for message in messages]
             self._check_room(database, sum(len(row.payload) for row in rows))
-            self._room.insist(lambda: database.append(rows), storing=True)
+            self._room.insist(lambda: database.append(rows, taken), storing=True)
             stored = True
         finally:
             if not stored:

@@ -75,6 +75,14 @@ class Row:
     payload: bytes  # JSON
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How much of a run's records the outbox holds: written down with the rows themselves."""
+
+    run: str
+    records: int  # those with lower numbers are stored
+
+
 def checksum(seq: int, topic: str, payload: bytes) -> bytes:
     """Return 8 bytes that a row with any other seq, topic or payload does not have."""
     digest = hashlib.blake2b(f"{seq}\n{topic}\n".encode(), digest_size=8)
@@ -104,6 +112,7 @@ class Database:
         self.acknowledged: dict[str, int] = {}
         self.saved: tuple[dict[str, int], int] = ({}, 0)
         self.removed = 0
+        self.taken: Taken | None = None
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         mark = read_mark(folder)
@@ -126,13 +135,16 @@ class Database:
             undo.pop_all()
         self.offered = self.last_seq  # highest seq that was ever handed to the deliverer
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Store rows that continue the seq, all or none; on the disk when this returns."""
+    def append(self, rows: Sequence[Row], taken: Taken | None = None) -> None:
+        """Store rows that continue the seq and where they came from, all or none; on the disk when this returns."""
         values = [(row.seq, row.topic, row.payload, checksum(row.seq, row.topic, row.payload)) for row in rows]
         with self._transaction() as writer:
             writer.executemany("INSERT INTO waiting VALUES (?, ?, ?, ?)", values)
             self._write_about("last_seq", rows[-1].seq)
+            if taken is not None:
+                self._write_about("taken", [taken.run, taken.records])
         self.last_seq = rows[-1].seq
+        self.taken = taken or self.taken
         with contextlib.suppress(OSError):  # only a second opinion
             os.pwrite(self._mark, _mark_text(self.epoch, self.last_seq), 0)
 
@@ -239,6 +251,8 @@ class Database:
             )
         self.epoch = str(identity["epoch"])
         self.last_seq = int(self._read_about("last_seq"))
+        if self._number("SELECT count(*) FROM about WHERE name = 'taken'"):
+            self.taken = Taken(*self._read_about("taken"))
         book = self._read_about("acknowledged")
         self.floor = int(book["floor"])
         self.acknowledged = {str(name): int(upto) for name, upto in book["consumers"].items()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.errors import OutboxFull, StorageError
+from agent.errors import InUse, OutboxFull, StorageError
 from agent.outbox_database import FILE, FILES, Damaged, intact, read_about, read_mark, reading
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def locked(folder: Path, *, make: bool = False) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
-        raise StorageError(
+        raise InUse(
             f"{folder}: used by another process, one at a time may: stop the agent of this station first"
         ) from error
     return lock

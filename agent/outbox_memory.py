@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.messages import Alarm, HeatmapPayload, new_id, numbered
+from agent.outbox_database import Taken
 
 KEPT_MESSAGES = 1000  # that are remembered
 
@@ -19,10 +20,12 @@ class MemoryOutbox:
     def __init__(self) -> None:
         self.epoch = new_id()
         self.last_seq = 0
+        self.taken: Taken | None = None
         self.messages: deque[dict[str, Any]] = deque(maxlen=KEPT_MESSAGES)
 
-    def store(self, batch: Batch) -> list[dict[str, Any]]:
+    def store(self, batch: Batch, taken: Taken | None = None) -> list[dict[str, Any]]:
         """Number the messages, remember them, and return them."""
+        self.taken = taken
         first = self.last_seq + 1
         messages = [numbered(item[0], epoch=self.epoch, seq=seq) for seq, item in enumerate(batch, start=first)]
         self.last_seq += len(messages)

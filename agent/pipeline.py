@@ -6,26 +6,31 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.budget import Budget, Costs
 from agent.engine import Engine
 from agent.verdict import Outcome, Reason, Region, Verdict
+from calibration.condition import Condition, glimpse, measured
 from calibration.errors import BadFrame, NotRegistered
-from calibration.frame import Frame
+from calibration.frame import Frame, Pixels
 from calibration.photometric import Photometric
 from calibration.preprocess import View, check_frame, picture_of, to_batch
 from calibration.recipe import Recipe
 from calibration.registration import Registration
 
 MOST_REGIONS = 16
-STAGES = ("photometric", "registration", "preprocess", "engine", "decision")
+STAGES = ("photometric", "condition", "registration", "preprocess", "engine", "regions")
+TOO_LITTLE_TIME = "even at its quickest the answer would not have been there at the deadline"
+REASON_FOR_CAUSE = {"wrong_part": Reason.OTHER_PRODUCT}  # of NotRegistered; every other cause is NOT_REGISTERED
 
 
 class Pipeline:
-    """One recipe on one engine. `inspect` keeps no state between frames; one thread at a time."""
+    """One recipe on one engine. `inspect` keeps no state between frames but what stages cost; one thread at a time."""
 
     def __init__(
         self,
@@ -38,37 +43,65 @@ class Pipeline:
         self.recipe = recipe
         self.engine = engine
         self.photometric = photometric or Photometric()
+        self._costs = Costs()
         self.score_threshold = recipe.thresholds.score if score_threshold is None else score_threshold
 
-    def inspect(self, frame: Frame) -> Verdict:
-        """Return the verdict on one frame: pass or reject, or no_verdict where nothing can honestly be said."""
-        watch = _Stopwatch()
-        part_id = frame.facts.get("part_id")
-        try:
-            return self._scored(frame, watch, part_id)
-        except NotRegistered as error:
-            return _no_verdict(frame, Reason.NOT_REGISTERED, str(error), watch, part_id)
-        except BadFrame as error:
-            return _no_verdict(frame, Reason.BAD_FRAME, str(error), watch, part_id)
+    def inspect(self, frame: Frame, deadline_ns: int | None = None) -> Verdict:
+        """Return the verdict on one frame: pass or reject, or no_verdict where nothing can honestly be said.
 
-    def _scored(self, frame: Frame, watch: _Stopwatch, part_id: str | None) -> Verdict:
+        Light and focus are looked at before the part is: a blurred part that would not register either is `blurred`.
+        deadline_ns: time.monotonic_ns(); a part that cannot be judged until then is `late` at once, see `agent.budget`.
+        """
+        watch, budget = _Stopwatch(self._costs), Budget(deadline_ns, self._costs)
+        try:
+            with watch.stage("photometric"):
+                pixels = self.photometric.correct(frame.pixels, frame.bit_depth)
+                check_frame(pixels, frame.bit_depth, self.recipe.view)
+            with watch.stage("condition"):
+                condition = self._condition(frame, pixels)
+                limits = self.recipe.condition
+                complaint = None if limits is None else limits.complaint(condition)
+        except BadFrame as error:
+            return _no_verdict(frame, Reason.BAD_FRAME, str(error), watch)
+        if complaint is not None:
+            return _no_verdict(frame, Reason(complaint.cause), complaint.detail, watch, condition)
+        try:
+            return self._scored(frame, pixels, condition, watch, budget)
+        except NotRegistered as error:
+            reason = REASON_FOR_CAUSE.get(error.cause, Reason.NOT_REGISTERED)
+            return _no_verdict(frame, reason, str(error), watch, condition)
+        except BadFrame as error:
+            return _no_verdict(frame, Reason.BAD_FRAME, str(error), watch, condition)
+
+    def _condition(self, frame: Frame, pixels: Pixels) -> Condition:
+        """Return light and focus of a frame; pixels: the same after photometric correction."""
+        sensor_pixels = None if self.photometric.is_identity else frame.pixels
+        registered = self.recipe.reference is not None
+        view = self.recipe.view
+        return measured(glimpse(pixels, frame.bit_depth, view, registered=registered, sensor_pixels=sensor_pixels))
+
+    def _scored(self, frame: Frame, pixels: Pixels, condition: Condition, watch: _Stopwatch, budget: Budget) -> Verdict:
         recipe = self.recipe
-        with watch.stage("photometric"):
-            pixels = self.photometric.correct(frame.pixels, frame.bit_depth)
-            check_frame(pixels, frame.bit_depth, recipe.view)
+        if budget.is_hopeless("registration", "preprocess", "engine"):
+            return _no_verdict(frame, Reason.LATE, TOO_LITTLE_TIME, watch, condition)
         registration = None
         with watch.stage("registration"):
             if recipe.reference is not None:
                 registration = recipe.reference.register(pixels, frame.bit_depth)
         with watch.stage("preprocess"):
             batch = to_batch(pixels, frame.bit_depth, recipe.view, registration)
+        if budget.is_hopeless("engine"):
+            return _no_verdict(frame, Reason.LATE, TOO_LITTLE_TIME, watch, condition)
         with watch.stage("engine"):
             anomaly_map, score = self.engine.infer(batch)
         if not (math.isfinite(score) and bool(np.isfinite(anomaly_map).all())):
-            return _no_verdict(frame, Reason.FAULT, f"the engine answered {score}: not a number", watch, part_id)
-        with watch.stage("decision"):
-            found = regions(anomaly_map, recipe.thresholds.map, recipe.view)
-        return self._verdict(frame, watch, score, batch, anomaly_map, found, registration, part_id)
+            return _no_verdict(frame, Reason.FAULT, f"the engine answered {score}: not a number", watch, condition)
+        found = None
+        if budget.allows("regions"):
+            with watch.stage("regions"):
+                found = regions(anomaly_map, recipe.thresholds.map, recipe.view)
+        verdict = self._verdict(frame, watch, score, batch, anomaly_map, found, registration, condition)
+        return replace(verdict, cut=tuple(budget.cut)) if budget.cut else verdict
 
     def _verdict(  # noqa: PLR0917 private: gathers what the stages made
         self,
@@ -77,9 +110,9 @@ class Pipeline:
         score: float,
         batch: NDArray[np.float32],
         anomaly_map: NDArray[np.float32],
-        found: tuple[Region, ...],
+        found: tuple[Region, ...] | None,
         registration: Registration | None,
-        part_id: str | None,
+        condition: Condition,
     ) -> Verdict:
         threshold = self.score_threshold
         return Verdict(
@@ -87,11 +120,12 @@ class Pipeline:
             outcome=Outcome.REJECT if score > threshold else Outcome.PASS,
             reason=Reason.SCORE,
             detail=_explanation(score, threshold, found),
-            part_id=part_id,
+            part_id=frame.facts.get("part_id"),
             score=score,
             threshold=threshold,
-            regions=found,
+            regions=found or (),
             registration=registration,
+            condition=condition,
             anomaly_map=anomaly_map,
             picture=picture_of(batch),
             stage_ms=watch.stage_ms,
@@ -126,7 +160,8 @@ def regions(anomaly_map: NDArray[np.float32], map_threshold: float, view: View) 
 class _Stopwatch:
     """Milliseconds per stage, on the monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
         self.stage_ms: dict[str, float] = {}
 
     @contextmanager
@@ -135,17 +170,31 @@ class _Stopwatch:
         try:
             yield
         finally:
-            self.stage_ms[name] = (time.monotonic_ns() - started_ns) / 1e6
+            duration_ns = time.monotonic_ns() - started_ns
+            self._costs.note(name, duration_ns)
+            self.stage_ms[name] = duration_ns / 1e6
 
 
-def _no_verdict(frame: Frame, reason: Reason, detail: str, watch: _Stopwatch, part_id: str | None) -> Verdict:
-    return Verdict(frame.trigger_id, Outcome.NO_VERDICT, reason, detail, part_id=part_id, stage_ms=watch.stage_ms)
+def _no_verdict(
+    frame: Frame, reason: Reason, detail: str, watch: _Stopwatch, condition: Condition | None = None
+) -> Verdict:
+    return Verdict(
+        trigger_id=frame.trigger_id,
+        outcome=Outcome.NO_VERDICT,
+        reason=reason,
+        detail=detail,
+        part_id=frame.facts.get("part_id"),
+        condition=condition,
+        stage_ms=watch.stage_ms,
+    )
 
 
-def _explanation(score: float, threshold: float, found: tuple[Region, ...]) -> str:
-    """Return one sentence for the operator."""
+def _explanation(score: float, threshold: float, found: tuple[Region, ...] | None) -> str:
+    """Return one sentence for the operator. found: None where there was no time to look."""
     if score <= threshold:
         return ""
+    if found is None:
+        return f"score {score:.3g} is above {threshold:.3g}; there was no time to say where"
     if not found:
         return f"score {score:.3g} is above {threshold:.3g}, spread over the part"
     worst = found[0]

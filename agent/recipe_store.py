@@ -1,7 +1,8 @@
 """The recipes of one station: a folder of files that were checked when they came in, and which one is active.
 
     NAME.recipe     added by `taktsight-agent recipes add`; what judges is checked again whenever it is loaded
-    active.json     what was activated or commanded, what was active before, the last revision of each product
+    active.json     what was activated or commanded, what was active before, the last revision of each product, and a
+                    commanded threshold
     .staging/       a recipe on its way in
 
 The choice holds until somebody writes another recipe into station.yaml. Every change is one rename of a file that is on
@@ -50,6 +51,14 @@ class Choice:
     since_utc: str
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenThreshold:
+    """A score threshold in place of a recipe's own."""
+
+    digest: str  # of the recipe that it was chosen for
+    score: float  # its units
+
+
 Record = Callable[[Choice | None, Choice | None], object]
 """Is told (old, new) just before a change; what it raises keeps the change from happening."""
 
@@ -62,6 +71,7 @@ class State:
     active: Choice | None = None  # None: the recipe of station.yaml
     previous: Choice | None = None
     revisions: dict[str, list[Any]] = field(default_factory=dict)  # product -> [revision, digest] last active
+    threshold: ChosenThreshold | None = None  # ends with the choice of a recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +184,11 @@ class RecipeStore:
             revisions = _with_revision(state, recipe)
             self._write(State(str(self._station_recipe), new, previous, revisions))
         return old, new
+
+    def choose_threshold(self, threshold: ChosenThreshold | None) -> None:
+        """Judge by this score threshold from the next start too, or by the recipe's own."""
+        with self._locked():
+            self._write(replace(self.state(), instead_of=str(self._station_recipe), threshold=threshold))
 
     def roll_back(self, prove: Prove, record: Record) -> tuple[Choice | None, Choice]:
         """Let the recipe judge that did before the active one, which may be older; return (old, new).
@@ -322,7 +337,11 @@ def _state(fields: dict[str, Any]) -> State:
     if fields.pop("format") != FORMAT or told != sha256(canonical({"format": FORMAT, **fields})):
         raise ValueError("its checksum does not fit")
     choices = {key: None if fields[key] is None else Choice(**fields[key]) for key in ("active", "previous")}
-    return State(str(fields["instead_of"]), choices["active"], choices["previous"], dict(fields["revisions"]))
+    chosen = fields.get("threshold")
+    threshold = None if chosen is None else ChosenThreshold(str(chosen["digest"]), float(chosen["score"]))
+    return State(
+        str(fields["instead_of"]), choices["active"], choices["previous"], dict(fields["revisions"]), threshold
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

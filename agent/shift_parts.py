@@ -28,15 +28,31 @@ CAUSES = {
         "the answer was not ready in time",
         "See the stages below for the slow one; check what else runs on this computer, or allow a longer deadline.",
     ),
+    Reason.TOO_DARK: (
+        "too dark",
+        "Check the lamp, its supply and the exposure time: good parts had far more light.",
+    ),
+    Reason.SATURATED: (
+        "too bright",
+        "Check the exposure time, the lamp and stray light: good parts had far less light.",
+    ),
+    Reason.BLURRED: (
+        "blurred",
+        "Check focus ring, lens and camera distance, and whether parts move while they are exposed.",
+    ),
     Reason.NOT_REGISTERED: (
-        "the part does not fit the reference",
-        "Look at the pictures below: no part, another product, out of view, or lamp off? Then check feeder and lamp.",
+        "the part was not found",
+        "Look at the pictures below: no part, or out of view? Then check feeder and trigger delay.",
+    ),
+    Reason.OTHER_PRODUCT: (
+        "another product",
+        "Look at the pictures below: check what is fed and which recipe runs; a covered part reads the same.",
     ),
     Reason.BAD_FRAME: (
         "the frame cannot be used",
         "Check the lamp, the exposure time and the camera's picture format against those of the recipe.",
     ),
-    Reason.QUEUE_FULL: (
+    Reason.OVERRUN: (
         "parts came too fast",
         "Slow the line down, or find the slow stage below: frames were waiting when the next one came.",
     ),
@@ -56,12 +72,18 @@ CAUSES = {
         "the station was stopped",
         "Nothing to mend: these parts were under way when the station was asked to stop. Inspect them by hand.",
     ),
+    Reason.CRASHED: (
+        "the inspection ended of itself",
+        "Read the station's log at the time of the part: the inspection was started anew. Inspect these parts by hand.",
+    ),
     Reason.FAULT: (
         "something else went wrong",
         "Read the station's log at the time of the part, and pass it on to whoever looks after the software.",
     ),
 }
 """What a reason means to a person, and what to check."""
+
+RENAMED = {"queue_full": Reason.OVERRUN}  # as archives of before say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +168,7 @@ def part_of(message: Mapping[str, Any]) -> Part:
             trigger=int(message["trigger"]),
             run=str(message["run"]),
             outcome=Outcome(message["outcome"]),
-            reason=Reason(message["reason"]),
+            reason=RENAMED.get(message["reason"]) or Reason(message["reason"]),
             detail=str(message["detail"]),
             score=_number(message["score"]),
             threshold=_number(message["threshold"]),

@@ -18,6 +18,9 @@ from calibration.frame import Pixels
 
 DEFECTS = tuple(SKETCHES)  # scratch, dent, stain, crack, burr, missing_hole
 
+SPECIAL = ("lost", "dark", "saturated", "blurred", "wrong_part", "half_out", "late")  # kinds that settings list
+LIGHT_OF_KIND = {"dark": 0.0, "saturated": 2.0}  # times the light that is due
+BLUR_SHARE = 0.01  # of the frame's shorter side: a Gaussian of 2.5 px where the detector's input has 256
 SMALLEST_SIDE_PX = 64  # below, the bolt holes are under 4 px wide
 FULL_WELL_ELECTRONS = 10_000.0  # a 3.45 um pixel
 READ_NOISE_COUNTS = 0.4
@@ -43,6 +46,8 @@ class LineSettings:
     defect_share: float = 0.0  # 0..1
     lost: tuple[int, ...] = ()  # trigger ids whose frame never arrives
     dark: tuple[int, ...] = ()  # trigger ids with the lamp off
+    saturated: tuple[int, ...] = ()  # trigger ids exposed twice as long
+    blurred: tuple[int, ...] = ()  # trigger ids out of focus
     wrong_part: tuple[int, ...] = ()  # trigger ids that show another product
     half_out: tuple[int, ...] = ()  # trigger ids with the part half out of view
     late: tuple[int, ...] = ()  # trigger ids whose frame arrives late_ms later
@@ -66,7 +71,7 @@ class PartPlan:
 
     trigger_id: int
     part_id: str  # "P000017"
-    kind: str  # "good", "defective", "wrong_part", "dark", "lost", "half_out" or "late"
+    kind: str  # "good", "defective", or one of SPECIAL
     defect: str | None  # one of DEFECTS
     shift_px: tuple[float, float]  # (right, down) of the part's centre from the frame's centre
     angle_deg: float  # turns the x axis towards the y axis: clockwise on the screen
@@ -133,10 +138,12 @@ class SimulatedLine:
         if plan.defect is not None:
             random = self._random(plan.trigger_id, DEFECT_STREAM)
             mask = paint_defect(plan.defect, layers, pose, surface.radius_px, random)
-        light = 0.0 if plan.kind == "dark" else plan.gain
+        light = plan.gain * LIGHT_OF_KIND.get(plan.kind, 1.0)
         scene = light * self._lamp * self._scene(plan, surface, layers, pose)
         if self.settings.colour:
             scene = _tinted(scene, layers[:, :, 3])
+        if plan.kind == "blurred":
+            scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), BLUR_SHARE * min(size)), np.float32)
         return self._exposed(scene, plan.trigger_id), mask
 
     def _scene(self, plan: PartPlan, surface: Surface, layers: Field, pose: NDArray[np.float64]) -> Field:
@@ -172,7 +179,7 @@ class SimulatedLine:
         return plate(min(self.settings.width_px, self.settings.height_px), random)
 
     def _special_kind(self, trigger_id: int) -> str | None:
-        for kind in ("lost", "dark", "wrong_part", "half_out", "late"):
+        for kind in SPECIAL:
             if trigger_id in getattr(self.settings, kind):
                 return kind
         return None

@@ -9,6 +9,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.condition import Condition
 from calibration.registration import Registration
 
 
@@ -26,13 +27,18 @@ class Reason(StrEnum):
     SCORE = "score"  # the score was compared with the threshold
     FRAME_LOST = "frame_lost"  # the trigger was given, no frame came before the deadline
     LATE = "late"  # the frame came, the answer was not ready at the deadline
-    NOT_REGISTERED = "not_registered"  # the part does not fit the reference: detail says blank, wrong part, ...
-    BAD_FRAME = "bad_frame"  # wrong size, wrong channels, light out of range
-    QUEUE_FULL = "queue_full"  # triggers came faster than parts can be inspected
+    TOO_DARK = "too_dark"  # the lamp is off or weak: far less light than good parts had
+    SATURATED = "saturated"  # far more light than good parts had, or too much of the frame at full scale
+    BLURRED = "blurred"  # the fine detail of good parts is gone: focus, or motion
+    NOT_REGISTERED = "not_registered"  # the part was not found where it can be judged: blank, out of view, poor fit
+    OTHER_PRODUCT = "other_product"  # something is there, but not with the contour of the reference
+    BAD_FRAME = "bad_frame"  # wrong size, wrong channels, reference patch out of range
+    OVERRUN = "overrun"  # triggers came faster than parts can be inspected
     CAMERA_DOWN = "camera_down"  # the camera is not connected
     PAUSED = "paused"  # somebody asked the station to wait: detail says why
     HALTED = "halted"  # the station can no longer keep its promises: detail says why, a person must look
     STOPPING = "stopping"  # the agent was asked to stop with this part under way
+    CRASHED = "crashed"  # the inspection ended of itself with this part under way, or was killed
     FAULT = "fault"  # anything else went wrong: detail and the log say what
 
 
@@ -61,8 +67,10 @@ class Verdict:
     threshold: float | None = None
     regions: tuple[Region, ...] = ()
     registration: Registration | None = None
+    condition: Condition | None = None  # light and focus of the frame; None where none could be looked at
     anomaly_map: NDArray[np.float32] | None = None  # (h', w'), the recipe's units
     picture: NDArray[np.float32] | None = None  # (h, w) or (h, w, 3) reflectance: what the detector saw
+    cut: tuple[str, ...] = ()  # stages that were left out to be in time: `agent.budget`
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # what each stage took, in order
     latency_ms: float | None = None  # trigger to decision, filled in by the loop
     decided_ns: int | None = None  # time.monotonic_ns() of the decision, filled in by the loop

@@ -2,8 +2,9 @@
 
     python benchmarks/latency.py [--recipe FILE] [--count 300]
 
-Without --recipe a flange of the simulated line is learnt first. Prints p50, p99 and max per stage after a warm-up, and
-two ratios that hold on a noisy machine, because both sides come from the same parts in the same run:
+Without --recipe a flange of the simulated line is learnt first. Prints p50, p99 and max per stage after a warm-up, the
+overhead (whole path - engine - registration), and two ratios that hold on a noisy machine, because both sides come from
+the same parts in the same run:
 
     whole path / engine alone, and (whole path - registration) / engine alone
 """
@@ -84,6 +85,7 @@ def measured(recipe: Recipe, frames: list[Frame], settings: EngineSettings, coun
         print("  {stage:14s} p50 {p50_ms:7.2f}  p99 {p99_ms:7.2f}  max {max_ms:7.2f} ms".format(**entry))
     whole, alone = np.array(stage_ms["whole path"]), np.array(stage_ms["engine"])
     registration = np.array(stage_ms["registration"])
+    print(f"  overhead, whole - engine - registration, at p50: {np.median(whole - alone - registration):.2f} ms")
     print(f"  whole / engine at p50: {np.median(whole) / np.median(alone):.2f}")
     print(f"  (whole - registration) / engine at p50: {np.median(whole - registration) / np.median(alone):.2f}")
     return rows
@@ -113,19 +115,24 @@ def learnt_recipe(size: int, colour: bool) -> Recipe:
     """Return a recipe of the simulated flange at 1 megapixel, learnt in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "flange.recipe"
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(learn, path, size, colour).result()
+        learnt_in_a_process(path, size, colour, SIDE_PX)
         return read_recipe(path)
 
 
-def learn(path: Path, size: int, colour: bool) -> None:
+def learnt_in_a_process(path: Path, size: int, colour: bool, side_px: int) -> None:
+    """Learn the flange of frames with this side and write the recipe; this process is spared torch and its memory."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(learn, path, size, colour, side_px).result()
+
+
+def learn(path: Path, size: int, colour: bool, side_px: int) -> None:
     """Learn 60 good parts and write the recipe."""
     from calibration.recipe import write_recipe
     from calibration.recording import RecordingWriter
     from trainer.data import read_dataset
     from trainer.fit import FitRequest, fit
 
-    line = SimulatedLine(LineSettings(lot=1, width_px=SIDE_PX, height_px=SIDE_PX, colour=colour))
+    line = SimulatedLine(LineSettings(lot=1, width_px=side_px, height_px=side_px, colour=colour))
     recording = RecordingWriter(path.parent / "good")
     for trigger_id in range(1, 61):
         pixels, _ = line.render(line.plan(trigger_id))

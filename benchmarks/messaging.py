@@ -178,7 +178,7 @@ REJECT = Verdict(
     score=12.5,
     threshold=4.2,
     regions=(Region(120.0, 84.0, 9.0, 9.0, 50.0, 12.5),),
-    stage_ms={"photometric": 0.01, "registration": 8.1, "preprocess": 0.28, "engine": 6.9, "decision": 0.03},
+    stage_ms={"photometric": 0.01, "registration": 8.1, "preprocess": 0.28, "engine": 6.9, "regions": 0.03},
     latency_ms=15.6,
 )
 

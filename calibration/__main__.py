@@ -22,7 +22,7 @@ from calibration.recipe_file import read_members
 from calibration.recording import is_recording, read_recording
 from calibration.scores import PartScore, Scores, read_scores
 from calibration.signing import signature_of
-from calibration.thresholds import Thresholds, rate_upper_bound, reject_threshold
+from calibration.thresholds import Thresholds, median_and_deviation, rate_upper_bound, reject_threshold
 
 
 @click.group(epilog=EXIT_CODES)
@@ -82,13 +82,17 @@ def fitted(parts: list[PartScore], false_reject_rate: float, engine: str) -> Thr
     """Return thresholds from good parts on this engine. Raises CalibrationError if they are too few for the rate."""
     scores = np.array([part.score for part in parts], dtype=np.float64)
     peaks = np.array([part.map_peak for part in parts], dtype=np.float64)
+    threshold = reject_threshold(scores, false_reject_rate)
+    good_median, good_deviation = median_and_deviation(scores)
     return Thresholds(
-        score=reject_threshold(scores, false_reject_rate),
+        score=threshold,
         map=reject_threshold(peaks, false_reject_rate),
         false_reject_rate=false_reject_rate,
         rate_upper_bound=rate_upper_bound(len(parts), false_reject_rate),
         n_good=len(parts),
         fitted_on=engine,
+        good_median=good_median,
+        good_deviation=good_deviation,
     )
 
 

@@ -24,11 +24,16 @@ console = Console(highlight=False, emoji=False)
 errors = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run_command(command: click.Command, name: str) -> None:
-    """Run a click command and leave the process with an exit code that means something."""
+def log_to_stderr() -> None:
+    """Log warnings of everybody, and what our own packages have to say."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for package in ("agent", "calibration", "trainer"):
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def run_command(command: click.Command, name: str) -> None:
+    """Run a click command and leave the process with an exit code that means something."""
+    log_to_stderr()
     try:
         command.main(prog_name=name, standalone_mode=False)
     except click.ClickException as error:

@@ -5,7 +5,7 @@ sizes and digests. The manifest's own digest finds damage and careless edits; wh
 signature, see `calibration.signing`.
 
     detector.onnx       image (1, C, h, w) float32 -> anomaly_map (1, 1, h', w'), score (1,)
-    preparation.json    view, registration limits
+    preparation.json    view, registration limits, limits of light and focus
     reference.png       mean of the aligned good parts, where the product is registered
     weight.png          how much each place of the reference counts
     thresholds.json
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.condition import ConditionLimits
 from calibration.errors import RecipeError, TaktsightError
 from calibration.images import decode_image, encode_png
 from calibration.onnx_graph import require_self_contained
@@ -88,6 +89,7 @@ class Recipe:
     reference: Reference | None
     thresholds: Thresholds
     selftest: SelfTest
+    condition: ConditionLimits | None = None  # None where light and focus were not learnt: nothing is refused for them
     training: Mapping[str, Any] = field(default_factory=dict)  # seed, counts, decisions and their reasons
     metrics: Mapping[str, Any] = field(default_factory=dict)
     report: str = ""  # HTML
@@ -164,7 +166,10 @@ def _preparation(recipe: Recipe) -> dict[str, Any]:
             "min_similarity": reference.min_similarity,
             "max_residual_px": reference.max_residual_px,
         }
-    return {"view": asdict(recipe.view), "registration": limits}
+    prepared = {"view": asdict(recipe.view), "registration": limits}
+    if recipe.condition is not None:  # left out, not null: an older recipe keeps its detector digest
+        prepared["condition"] = asdict(recipe.condition)
+    return prepared
 
 
 def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Recipe:
@@ -178,6 +183,7 @@ def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> 
         reference=_reference(preparation["registration"], members),
         thresholds=_thresholds(strict_json(members["thresholds.json"])),
         selftest=_selftest(members["selftest.npy"], strict_json(members["selftest.json"]), view),
+        condition=_condition(preparation.get("condition")),
         training=_mapping(manifest["training"]),
         metrics=_mapping(strict_json(members.get("metrics.json", b"{}"))),
         report=members.get("report.html", b"").decode(),
@@ -222,6 +228,16 @@ def _reference(limits: dict[str, Any] | None, members: Mapping[str, bytes]) -> R
     )
 
 
+def _condition(values: dict[str, Any] | None) -> ConditionLimits | None:
+    if values is None:
+        return None
+    limits = _filled(ConditionLimits, values)
+    shares = (limits.least_brightness, limits.most_brightness, limits.dark_level, limits.bright_level)
+    _want(all(0 <= share <= 1 for share in shares) and limits.least_brightness <= limits.most_brightness, values)
+    _want(limits.most_saturated_share >= 0 and limits.least_sharpness >= 0, values)
+    return limits
+
+
 def _gray_png(members: Mapping[str, bytes], name: str) -> NDArray[np.uint8]:
     """Return a PNG's (H, W) pixels; its own header says how many there are before any is unpacked."""
     data = members[name]
@@ -236,6 +252,8 @@ def _gray_png(members: Mapping[str, bytes], name: str) -> NDArray[np.uint8]:
 def _thresholds(values: Any) -> Thresholds:
     thresholds = _filled(Thresholds, values)
     _want(thresholds.n_good >= 0, values)
+    _want(thresholds.good_deviation is None or thresholds.good_deviation >= 0, values)
+    _want((thresholds.good_median is None) == (thresholds.good_deviation is None), values)
     return thresholds
 
 

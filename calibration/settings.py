@@ -166,18 +166,30 @@ class Section:
         return SettingsError(f"{self._path}{key}: {message}")
 
 
-def read_settings(path: Path) -> Section:
-    """Return the top section of a YAML file. Raises SettingsError if it cannot be read."""
+def read_file(path: Path) -> bytes:
+    """Return a settings file's bytes. Raises SettingsError if it cannot be read or is too large to be one."""
     try:
         with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise SettingsError(f"{path}: more than {MAX_BYTES} bytes found, need a settings file")
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}: give the path of a settings file") from error
+    except ValueError as error:  # a zero in the path
+        raise SettingsError(f"{path}: {error}: give the path of a settings file") from error
+    if len(data) > MAX_BYTES:
+        raise SettingsError(f"{path}: more than {MAX_BYTES} bytes found, need a settings file")
+    return data
+
+
+def read_settings(path: Path, data: bytes | None = None) -> Section:
+    """Return the top section of a YAML file. Raises SettingsError if it cannot be read.
+
+    data: what the file held when somebody else read it; None: read it.
+    """
+    data = read_file(path) if data is None else data
+    try:
         values = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)
     except RecursionError as error:
         raise SettingsError(f"{path}: not YAML for people: nested too deep") from error
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}: give the path of a settings file") from error
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         # ValueError: bytes that are no text, a date that is none; the rest: PyYAML on `!!float ""`, `!!bool x` and such
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())[:1000]}") from error

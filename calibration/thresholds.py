@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from calibration.errors import CalibrationError
 
 CONFIDENCE = 0.95
+SD_PER_MEDIAN_DISTANCE = 1.4826  # of a normal distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Thresholds:
     rate_upper_bound: float  # with 95 % confidence the true share is not above this
     n_good: int  # good parts that the thresholds rest on
     fitted_on: str  # engine and precision that gave the scores, such as "openvino f32"
+    good_median: float | None = None  # of the scores that the thresholds rest on; None in recipes that do not tell
+    good_deviation: float | None = None  # robust standard deviation of the same, see `median_and_deviation`
 
 
 def reject_threshold(good_scores: NDArray[np.float64], false_reject_rate: float) -> float:
@@ -48,6 +51,16 @@ def reject_threshold(good_scores: NDArray[np.float64], false_reject_rate: float)
             f"{_rounded_up(smallest_rate(len(scores)))} or more"
         )
     return float(scores[_rank(len(scores), false_reject_rate) - 1])
+
+
+def median_and_deviation(good_scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the median of the scores and 1.4826 times the median distance from it.
+
+    good_scores: (n,), n >= 1. The second is the standard deviation where scores are normal, and one part in ten that
+    scores apart hardly moves it; 0 where more than half of the scores are equal.
+    """
+    middle = float(np.median(good_scores))
+    return middle, SD_PER_MEDIAN_DISTANCE * float(np.median(np.abs(good_scores - middle)))
 
 
 def good_parts_needed(false_reject_rate: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ camera: {{kind: simulated, width_px: 64, height_px: 64, seed: 1, lost: [3]}}
 engine: {{kind: onnxruntime, threads: 1}}
 mqtt: {{topic: {root}, port: {port}, consumers: {consumers}}}
 archive: {{folder: archive, pictures: none}}
+health: {{port: 0}}
 """
 
 
@@ -32,7 +34,8 @@ class Process:
     """A command as a process of its own; what it prints goes to a file."""
 
     def __init__(self, command: list[str], log: Path) -> None:
-        self._command = command
+        self.command = [sys.executable, *command]
+        self.environment: dict[str, str] | None = None  # beside our own
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self.kills = 0
@@ -41,7 +44,11 @@ class Process:
         """Start it."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *self._command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(self.environment or {})},
             )
 
     def kill(self) -> None:
@@ -52,6 +59,12 @@ class Process:
     def stop(self, timeout_s: float = 30.0) -> None:
         """Ask it to end, and wait until it has."""
         self._send(signal.SIGTERM, timeout_s)
+
+    @property
+    def process_id(self) -> int:
+        """Of its present life."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.condition import glimpse, measured
 from calibration.errors import BadFrame, NotRegistered
 from calibration.images import read_image
 from calibration.preprocess import in_view
 from calibration.recipe import Recipe
 from trainer.data import GOOD, Item, Pictures
 from trainer.export import ReferenceRuntime
-from trainer.fit import FitResult, prepared_item
+from trainer.fit import FitResult, pixels_of, prepared_item
 from trainer.learning import Progress
 from trainer.metrics import ScoredImage
 
@@ -40,6 +41,9 @@ def held_out_images(result: FitResult) -> list[ScoredImage]:
 
 def _scored(recipe: Recipe, runtime: ReferenceRuntime, item: Item, pictures: Pictures) -> ScoredImage:
     try:
+        complaint = _complaint(recipe, item, pictures)
+        if complaint:
+            return ScoredImage(item.name, item.label, None, reason=complaint)
         prepared = prepared_item(item, pictures, recipe.view, recipe.reference)
     except (NotRegistered, BadFrame) as error:
         return ScoredImage(item.name, item.label, None, reason=str(error))
@@ -50,6 +54,16 @@ def _scored(recipe: Recipe, runtime: ReferenceRuntime, item: Item, pictures: Pic
         flat = drawn.max(axis=2) if drawn.ndim == 3 else drawn
         mask = in_view((flat > 0).astype(np.uint8), recipe.view, prepared.registration)
     return ScoredImage(item.name, item.label, score, "", anomaly_map, mask, prepared.picture)
+
+
+def _complaint(recipe: Recipe, item: Item, pictures: Pictures) -> str:
+    """Return what is wrong with the light or the focus of an image, as the line would say it; empty if nothing is."""
+    if recipe.condition is None:
+        return ""
+    pixels, depth = pixels_of(item, pictures, recipe.view)
+    seen = measured(glimpse(pixels, depth, recipe.view, registered=recipe.reference is not None))
+    complaint = recipe.condition.complaint(seen)
+    return "" if complaint is None else complaint.detail
 
 
 def _channels_last(picture: NDArray[np.float32]) -> NDArray[np.float32]:

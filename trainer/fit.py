@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calibration.condition import Glimpse, glimpse, learn_limits, noticed
 from calibration.errors import CalibrationError, InputError, NotRegistered
+from calibration.frame import Pixels
 from calibration.images import read_image
+from calibration.photometric import Photometric
 from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
 from calibration.recipe import Recipe, SelfTest
 from calibration.reference import learn_reference
 from calibration.registration import Reference, RegistrationSettings
-from calibration.thresholds import Thresholds, good_parts_needed, rate_upper_bound, reject_threshold, smallest_rate
+from calibration.thresholds import (
+    Thresholds,
+    good_parts_needed,
+    median_and_deviation,
+    rate_upper_bound,
+    reject_threshold,
+    smallest_rate,
+)
 from trainer.catalogue import method
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
 from trainer.errors import TrainingError
@@ -35,6 +45,7 @@ REFERENCE_IMAGES = 60  # good images that the reference is learnt from
 PARITY_IMAGES = 16
 SELFTEST_IMAGES = 3
 STANDS_APART = 1.5  # times the next lower score
+WELL_NOTICED = 0.9  # share of good images; a fault of light or focus that is noticed on fewer is named
 MOST_UNREGISTERED = 0.1  # share of good images; above it the product does not register
 
 
@@ -99,6 +110,10 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     _make_repeatable(request.options.seed)
     learned = train(material, request.options, progress)
 
+    sensor = None if dataset.photometric.is_identity else Pictures(Photometric())
+    seen = _glimpses(prepared.items, pictures, sensor, view, registered=reference is not None)
+    limits = learn_limits(seen)
+    told = noticed(seen, limits)
     thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate)
     suspects = suspicious_notes(learned.good_scores, [prepared.items[index].name for index in learned.held_out])
     graph, parity = _exported(learned, material, thresholds)
@@ -110,7 +125,8 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         reference=reference,
         thresholds=thresholds,
         selftest=_selftest(learned, material),
-        training=_training(request, material, found, why),
+        condition=limits,
+        training={**_training(request, material, found, why), "condition_noticed": told},
     )
     material.checkpoint.unlink(missing_ok=True)
     return FitResult(
@@ -120,7 +136,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_scores=learned.good_scores,
         good_maps=learned.good_maps,
         good_pictures=prepared.batch[learned.held_out],
-        notes=(*notes, *threshold_notes, *suspects),
+        notes=(*notes, *threshold_notes, *suspects, *_unnoticed_notes(told)),
     )
 
 
@@ -135,6 +151,7 @@ def fitted_thresholds(learned: Learned, false_reject_rate: float) -> tuple[Thres
             f"{n_good} good parts were scored unseen; a false reject rate of {false_reject_rate:g} needs {missing} "
             f"more. The threshold is set for {rate:.4f} instead"
         )
+    good_median, good_deviation = median_and_deviation(learned.good_scores)
     thresholds = Thresholds(
         score=reject_threshold(learned.good_scores, rate),
         map=reject_threshold(learned.good_peaks, rate),
@@ -142,6 +159,8 @@ def fitted_thresholds(learned: Learned, false_reject_rate: float) -> tuple[Thres
         rate_upper_bound=rate_upper_bound(n_good, rate),
         n_good=n_good,
         fitted_on="torch f32, held-out good images",
+        good_median=good_median,
+        good_deviation=good_deviation,
     )
     if thresholds.map <= 0.0:
         raise TrainingError(
@@ -263,10 +282,16 @@ def _prepare_all(
 
 def prepared_item(item: Item, pictures: Pictures, view: View, reference: Reference | None) -> Prepared:
     """Return one image as the detector sees it; a gray image of a colour product counts as colour."""
+    pixels, depth = pixels_of(item, pictures, view)
+    return prepare(pixels, depth, view, reference)
+
+
+def pixels_of(item: Item, pictures: Pictures, view: View) -> tuple[Pixels, int]:
+    """Return (pixels, bit depth) of one image, in colour where the product is."""
     pixels, depth = pictures(item)
     if view.colour and pixels.ndim == 2:
         pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
-    return prepare(pixels, depth, view, reference)
+    return pixels, depth
 
 
 def _material(prepared: _PreparedSet, view: View, request: FitRequest) -> Material:
@@ -296,6 +321,26 @@ def _keep(ignore: Path | None, view: View) -> NDArray[np.float32]:
             f"{wanted[1]}x{wanted[0]}: draw it on a picture of that size"
         )
     return (~in_view((mask > 0).astype(np.uint8), view, None)).astype(np.float32)
+
+
+def _glimpses(
+    items: Sequence[Item], pictures: Pictures, sensor: Pictures | None, view: View, *, registered: bool
+) -> list[Glimpse]:
+    """Return the images in small. sensor: gives them as they were before correction; None: they are not corrected."""
+    seen = []
+    for item in items:
+        pixels, depth = pixels_of(item, pictures, view)
+        raw = None if sensor is None else pixels_of(item, sensor, view)[0]
+        seen.append(glimpse(pixels, depth, view, registered=registered, sensor_pixels=raw))
+    return seen
+
+
+def _unnoticed_notes(told: Mapping[str, float]) -> list[str]:
+    """Return a note on what the limits of light and focus let through, because good parts vary as much themselves."""
+    missed = [f"{name} ({share:.0%} noticed)" for name, share in told.items() if share < WELL_NOTICED]
+    if not missed:
+        return []
+    return [f"light and focus vary much on good parts: the detector alone must tell {', '.join(missed)}"]
 
 
 def _make_repeatable(seed: int) -> None:

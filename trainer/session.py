@@ -114,6 +114,9 @@ def _report(  # noqa: PLR0917 gathers what the page shows
         f"with 95 % confidence (n = {limits.n_good})",
         "thresholds fitted on": limits.fitted_on,
     }
+    noticed = recipe.training.get("condition_noticed")
+    if noticed:
+        facts["light and focus"] = "noticed: " + ", ".join(f"{name} {share:.0%}" for name, share in noticed.items())
     if parity:
         facts["export parity"] = parity
     return render_report(

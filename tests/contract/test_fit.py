@@ -11,7 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from calibration.condition import glimpse, measured
 from calibration.errors import CalibrationError, InputError
+from calibration.photometric import Photometric
 from calibration.preprocess import Rectangle
 from calibration.recipe import read_recipe, write_recipe
 from trainer.data import Pictures, read_dataset
@@ -118,7 +120,52 @@ def test_the_threshold_is_the_conformal_rank_of_the_held_out_scores() -> None:
     learned = Learned(torch.nn.Identity(), np.arange(99), scores, scores * 2, np.zeros((99, 1, 1), np.float32))
     thresholds, notes = fitted_thresholds(learned, 0.05)
     assert (thresholds.score, thresholds.map) == (95.0, 190.0)
+    assert (thresholds.good_median, thresholds.good_deviation) == (50.0, pytest.approx(1.4826 * 25))
     assert notes == []
+
+
+def test_limits_of_light_and_focus_come_from_the_good_images_and_are_told(
+    tmp_path: Path, twenty_parts: FitResult
+) -> None:
+    recipe = twenty_parts.recipe
+    write_recipe(tmp_path / "part.recipe", recipe)
+    limits = read_recipe(tmp_path / "part.recipe").condition
+    assert limits == recipe.condition
+    picture = part(np.random.default_rng(99))
+
+    def cause(pixels: NDArray[np.uint8]) -> str | None:
+        complaint = limits.complaint(measured(glimpse(pixels, 8, recipe.view, registered=False)))
+        return None if complaint is None else complaint.cause
+
+    assert cause(picture) is None
+    assert cause((picture * 0.5).astype(np.uint8)) == "too_dark"
+    assert cause(cv2.convertScaleAbs(picture, alpha=2.0)) == "saturated"
+    told = recipe.training["condition_noticed"]
+    assert (told["half the light"], told["twice the light"]) == (1.0, 1.0)
+
+
+def test_what_the_limits_of_light_let_through_is_noted(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "good", 8)
+    for number in range(8):
+        file = str(folder / f"{number}.png")
+        cv2.imwrite(file, cv2.convertScaleAbs(cv2.imread(file, cv2.IMREAD_GRAYSCALE), alpha=0.3 + 0.15 * number))
+    result = fit(read_dataset(folder), request(tmp_path), silent)
+    (text,) = [text for text in result.notes if text.startswith("light and focus")]
+    assert "half the light (0% noticed)" in text
+
+
+def test_a_recording_that_is_corrected_is_looked_at_before_and_after(tmp_path: Path) -> None:
+    """What is at full scale is told of the sensor's own picture, brightness of the corrected one."""
+    folder = draw(tmp_path / "good", 8)
+    for file in folder.iterdir():
+        cv2.imwrite(str(file), cv2.convertScaleAbs(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), alpha=1.2))
+    dataset = read_dataset(folder)
+    flat = np.full((SIDE, SIDE), 0.5, np.float32)
+    flat[: SIDE // 2] = 1.0
+    corrected = dataclasses.replace(dataset, photometric=Photometric(flat=flat))
+    plain, changed = (fit(data, request(tmp_path), silent).recipe.condition for data in (dataset, corrected))
+    assert changed.most_saturated_share == plain.most_saturated_share > 0.3
+    assert changed.least_brightness != pytest.approx(plain.least_brightness, rel=0.02)
 
 
 def test_a_good_image_that_stands_apart_is_named_and_a_long_tail_is_not() -> None:

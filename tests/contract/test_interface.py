@@ -21,6 +21,7 @@ from agent.messages import (
     verdict_message,
 )
 from agent.verdict import Outcome, Reason, Region, Verdict
+from calibration.condition import Condition
 from calibration.registration import Registration
 from tests.schemas import INTERFACE, closed, faults, schema
 
@@ -48,6 +49,7 @@ registrations = st.builds(
     ),
     *(st.floats(-3, 3), st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), any_number, any_number),
 )
+conditions = st.builds(Condition, *(lengths,) * 4, st.none() | lengths)
 regions = st.builds(Region, finite, finite, lengths, lengths, lengths, any_number)
 origins = st.builds(
     Origin,
@@ -90,6 +92,7 @@ def verdicts(draw):
         threshold=draw(numbers),
         regions=tuple(draw(st.lists(regions, max_size=40))),
         registration=draw(st.none() | registrations),
+        condition=draw(st.none() | conditions),
         stage_ms=draw(st.dictionaries(st.text(), lengths, max_size=4)),
         latency_ms=draw(st.none() | lengths),
     )
@@ -129,7 +132,8 @@ def test_a_verdict_has_every_field_of_the_schema_always():
 
 
 def test_the_schema_knows_the_reasons_of_the_code_and_no_others():
-    assert set(VERDICT["properties"]["reason"]["anyOf"][0]["enum"]) == set(Reason)
+    no_longer_sent = {"queue_full"}
+    assert set(VERDICT["properties"]["reason"]["anyOf"][0]["enum"]) == set(Reason) | no_longer_sent
 
 
 @pytest.mark.parametrize("field", VERDICT["required"])

@@ -18,6 +18,7 @@ from agent.mqtt_client import MqttSettings
 from agent.outbox import Outbox, OutboxSettings
 from agent.sparkplug import SparkplugSettings
 from agent.verdict import Outcome, Reason, Region, Verdict
+from calibration.condition import Condition
 from calibration.registration import Registration
 from tests.schemas import INTERFACE, PAGE, closed, faults, sample, sample_names, schema
 
@@ -45,6 +46,7 @@ def verdict():
         threshold=4.2,
         regions=(Region(116, 80, 9, 9, 50, 12.5),),
         registration=rotation(12.8, 3.1, -0.4),
+        condition=Condition(0.288, 0.094, 0.604, 0.0, 2.25),
         stage_ms={"register": 6.1, "infer": 35.1},
         latency_ms=63.5,
     )
@@ -80,7 +82,15 @@ def test_the_verdict_is_what_waits_in_the_outbox_byte_for_byte(outbox):
 def test_the_status_is_what_the_publisher_sends(outbox):
     alarm = Alarm("clock_stepped", "the wall clock was moved by -3600.0 s in this run")
     created = datetime(2026, 11, 22, 12, 0, 1, tzinfo=UTC)
-    message = status_message(ORIGIN, "running", created_utc=created, counters={"triggers": 311}, alarms=[alarm])
+    message = status_message(
+        ORIGIN,
+        "running",
+        created_utc=created,
+        counters={"triggers": 311},
+        alarms=[alarm],
+        machine_state="ContinuousExecution",
+        health=sample("status")["health"],
+    )
     board = StatusBoard(message, outbox, Delivery(outbox.acknowledged(), outbox.last_seq), ["mes"])
     board.counts.update(confirmed=311, heatmapsConfirmed=310)
     assert as_shown(board.payload(), outbox) == sample("status")

@@ -71,7 +71,7 @@ class Slow:
         self.real = Pipeline(recipe, open_engine(recipe, EngineSettings("onnxruntime", threads=1)))
         self.before = before
 
-    def inspect(self, frame: Frame) -> Verdict:
+    def inspect(self, frame: Frame, deadline_ns: int | None = None) -> Verdict:
         self.before(frame)
         return self.real.inspect(frame)
 
@@ -132,7 +132,7 @@ def test_a_late_answer_is_no_verdict_at_the_deadline_and_not_a_pass_afterwards()
 def test_an_inspection_slower_than_the_takt_never_passes_a_part() -> None:
     verdicts, _, _ = run(ScriptedCamera(), before=lambda frame: time.sleep(TAKT_MS * 1.5e-3), queue_length=2)
     assert {verdict.outcome for verdict in verdicts.values()} == {Outcome.NO_VERDICT}
-    assert set(reasons(verdicts).values()) <= {Reason.LATE, Reason.QUEUE_FULL}
+    assert set(reasons(verdicts).values()) <= {Reason.LATE, Reason.OVERRUN}
 
 
 def test_frames_that_find_the_queue_full_are_no_verdict() -> None:
@@ -144,8 +144,8 @@ def test_frames_that_find_the_queue_full_are_no_verdict() -> None:
         queue_length=1,
     )
     said = Counter(reasons(verdicts).values())
-    assert said[Reason.QUEUE_FULL] >= 2
-    assert set(said) == {Reason.QUEUE_FULL}
+    assert said[Reason.OVERRUN] >= 2
+    assert set(said) == {Reason.OVERRUN}
 
 
 def test_an_engine_that_raises_costs_one_part_its_verdict_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -241,7 +241,7 @@ def test_stop_gives_the_open_trigger_its_verdict_first() -> None:
 
 
 def test_a_station_told_to_stop_on_no_verdict_stops() -> None:
-    verdicts, tally, _ = run(ScriptedCamera({2: None}), count=50, stop_on_no_verdict=True)
+    verdicts, tally, _ = run(ScriptedCamera({2: None}), count=50, on_no_verdict="stop")
     assert reasons(verdicts) == {2: Reason.FRAME_LOST}
     assert tally.triggers < 6
 
@@ -261,7 +261,7 @@ def held_line(act: Callable[[Line], None], count: int = 10) -> dict[int, Verdict
     """Return the verdicts of a line with which something is done while part 3 is inspected."""
     verdicts: list[Verdict] = []
     inspector = Slow(lambda frame: None)
-    line = Line(ScriptedCamera(), inspector, Beat(TAKT_MS, TAKT_MS * 0.9, stop_on_no_verdict=True), collect(verdicts))
+    line = Line(ScriptedCamera(), inspector, Beat(TAKT_MS, TAKT_MS * 0.9, on_no_verdict="stop"), collect(verdicts))
     inspector.before = during(line, 3, lambda: act(line))
     line.run(count)
     return {verdict.trigger_id: verdict for verdict in verdicts}

@@ -2,89 +2,147 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
-import time
 
 import pytest
 from broker import free_port, wait_until
 from plant import STATION
 from recipes import SIDE, write_tiny_recipe
 
+from agent import inspection
 from agent.config import read_station
+from agent.control import Answering, Asking, pair
 from agent.errors import OutboxFull
-from agent.station import RunningStation
+from agent.publication import Hello, Publication
+from agent.publish import as_hello
+from agent.publish_process import Ended
+from agent.ring import Ring
 from calibration.preprocess import View
 
 
-@pytest.fixture
-def running(tmp_path):
-    """A station at work, with a disk that a test can fill."""
-    write_tiny_recipe(tmp_path / "tiny.recipe", view=View(SIDE, SIDE, colour=False, reference_size=(64, 64)))
-    settings = tmp_path / "station.yaml"
-    text = STATION.format(takt_ms=20, root="a/b/c/d/e", port=free_port(), consumers='["mes"]')
-    settings.write_text(text + "commands: {allow: [resume]}\n")
-    station = Fillable(read_station(settings))
-    results = []
-    thread = threading.Thread(target=lambda: results.append(station.run(None)))
-    thread.start()
-    wait_until(lambda: station.stored >= 5)
-    yield station
-    station.line.stop()
-    thread.join()
-    assert results
+class PublishThread:
+    """A publish process that is a thread of this one, with a disk that a test can fill."""
 
-
-class Fillable(RunningStation):
-    """A station whose outbox can be made to refuse, as on a full disk."""
-
-    def __init__(self, settings):
-        super().__init__(settings)
+    def __init__(self, station_file, settings, ring, wake, *, hello, asked, told):
+        self._ours, self._theirs = pair()
+        self._answering = Answering(self._ours, asked, told)
+        station = read_station(station_file, settings)
+        self._make = lambda: Publication(station, Ring(os.dup(ring.descriptor)), wake, Asking(self._theirs), self._hello())
+        self._hello = lambda: as_hello(json.dumps(hello(True)).encode())
+        self._results = []
+        self.restarts = 0
         self.is_full = False
-        self.stored = 0
         self.messages = []
-        honest = self._outbox.store
 
-        def store(batch):
+    def start(self):
+        self.publication = self._make()
+        honest = self.publication._outbox.store
+
+        def store(batch, taken=None):
             if self.is_full:
                 raise OutboxFull("disk full")
-            messages = honest(batch)
-            self.stored += len(messages)
+            messages = honest(batch, taken)
             self.messages += messages
             return messages
 
-        self._outbox.store = store
+        self.publication._outbox.store = store
+        self._thread = threading.Thread(target=lambda: self._results.append(self.publication.run()))
+        self._thread.start()
+
+    def look_after(self):
+        pass
+
+    def end(self):
+        self._thread.join()
+        self._answering.close()
+        return Ended(*self._results[0])
+
+
+class Station:
+    """A whole station in this process."""
+
+    def __init__(self, folder, monkeypatch):
+        monkeypatch.setattr(inspection, "PublishProcess", PublishThread)
+        write_tiny_recipe(folder / "tiny.recipe", view=View(SIDE, SIDE, colour=False, reference_size=(64, 64)))
+        settings = folder / "station.yaml"
+        text = STATION.format(takt_ms=20, root="a/b/c/d/e", port=free_port(), consumers='["mes"]')
+        settings.write_text(text + "commands: {allow: [resume]}\n")
+        self.inspection = inspection.Inspection(settings, read_station(settings))
+        self.disk = self.inspection._publisher
+        self.line = self.inspection.line
+        self.ended = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        _, self.ended = self.inspection.run(None)
+
+    @property
+    def unstored(self):
+        """How many verdicts wait for the disk."""
+        return self.disk.publication.unstored
 
     def reasons(self):
         """Return the reason of every stored verdict, by trigger."""
-        return {message["trigger"]: message["reason"] for message in self.messages}
+        return {message["trigger"]: message["reason"] for message in self.disk.messages}
+
+    def resume(self):
+        """What the command does."""
+        return self.disk.publication._commands._commands._operations.resume()
+
+    def stop(self):
+        self.inspection.stop()
+        self._thread.join()
 
 
-def test_a_full_disk_halts_the_station_and_no_verdict_is_lost_once_there_is_room(running):
-    running.is_full = True
-    wait_until(lambda: running.line.held is not None and running.lost >= 5)
-    assert "disk full" in running.line.held.detail
-    refused = running.stored
-    running.is_full = False
-    wait_until(lambda: running.lost == 0 and running.stored > refused + 5)
-    assert sorted(running.reasons()) == list(range(1, max(running.reasons()) + 1))
-    assert running.reasons()[max(running.reasons())] == "halted"  # room alone does not end it
-    running.line.release()
-    wait_until(lambda: running.reasons()[max(running.reasons())] == "score")
+@pytest.fixture
+def station(tmp_path, monkeypatch):
+    """A station at work."""
+    one = Station(tmp_path, monkeypatch)
+    wait_until(lambda: len(one.disk.messages) >= 5)
+    yield one
+    one.stop()
+    assert one.ended is not None
 
 
-def test_a_station_that_ends_with_verdicts_it_could_not_store_says_how_many(running):
-    running.is_full = True
-    wait_until(lambda: running.lost >= 3)
-    running.line.stop()
-    time.sleep(0.2)
-    assert running.lost >= 3
+def test_a_full_disk_halts_the_station_and_no_verdict_is_lost_once_there_is_room(station):
+    station.disk.is_full = True
+    wait_until(lambda: station.line.held is not None and station.unstored >= 5)
+    assert "disk full" in station.line.held.detail
+    with pytest.raises(Exception, match="still cannot be stored"):
+        station.resume()
+    refused = len(station.disk.messages)
+    station.disk.is_full = False
+    wait_until(lambda: station.unstored == 0 and len(station.disk.messages) > refused + 5)
+    assert sorted(station.reasons()) == list(range(1, max(station.reasons()) + 1))
+    assert station.reasons()[max(station.reasons())] == "halted"  # room alone does not end it
+    assert (station.resume().before, station.line.held) == ("halted", None)
+    wait_until(lambda: station.reasons()[max(station.reasons())] == "score")
 
 
-def test_what_waits_in_memory_is_bounded(running, monkeypatch):
-    monkeypatch.setattr("agent.station.MOST_UNSTORED", 4)
-    running.is_full = True
-    wait_until(lambda: running.lost >= 8)
-    assert len(running._unstored) <= 4
-    running.is_full = False
-    wait_until(lambda: running._unstored == [])
-    assert running.lost >= 4  # given up for good, and still told
+def test_a_station_that_ends_with_verdicts_it_could_not_store_says_how_many(station):
+    station.disk.is_full = True
+    wait_until(lambda: station.unstored >= 3)
+    station.stop()
+    assert station.ended.lost >= 3
+    assert station.ended.lost == station.line.tally.triggers - len(station.disk.messages)
+
+
+def test_what_waits_in_memory_is_bounded_and_the_line_does_not_wait_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("agent.handover.MOST_WAITING", 4)
+    monkeypatch.setattr("agent.inspection.SLOTS", 8)
+    station = Station(tmp_path, monkeypatch)
+    wait_until(lambda: len(station.disk.messages) >= 5)
+    station.disk.is_full = True
+    handover = station.inspection._handover
+    wait_until(lambda: handover.given_up >= 8)
+    assert len(handover._waiting) <= 4
+    assert station.line.tally.reasons["late"] == 0
+    station.disk.is_full = False
+    wait_until(lambda: not handover._waiting)
+    station.stop()
+    assert station.ended.lost == handover.given_up
+    assert station.ended.lost == station.line.tally.triggers - len(station.disk.messages)
+    assert station.disk.publication.damaged == 0

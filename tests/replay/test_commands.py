@@ -218,8 +218,13 @@ def test_capture_makes_a_recording_that_replay_reads(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_a_good_station_good_and_a_bad_one_bad(tmp_path: Path) -> None:
-    done = call("agent", "doctor", station(tmp_path))
+    done = call("agent", "doctor", station(tmp_path), "--json")
+    graded = {finding["name"]: finding["grade"] for finding in json.loads(done.stdout)["findings"]}
+    assert {graded[name] for name in ("station", "recipe", "engine", "outbox.folder", "audit", "broker")} == {"ok"}
+    assert graded["recipe.trust"] == "warn"
+    done = call("agent", "doctor", tmp_path / "station.yaml")
     assert "reproduces the trainer's answers" in done.stdout
+    assert not list(tmp_path.glob("outbox*"))  # it only looks
     (tmp_path / "tiny.recipe").write_bytes(b"something else")
     done = call("agent", "doctor", tmp_path / "station.yaml")
     assert done.returncode == 1

@@ -91,6 +91,8 @@ def test_new_thresholds_are_written_into_the_recipe_and_nothing_else_changes(ben
     assert after.thresholds.map == pytest.approx(1.98)
     assert (after.thresholds.n_good, after.thresholds.false_reject_rate) == (199, 0.01)
     assert after.thresholds.fitted_on == "openvino f32, 2 threads"
+    assert after.thresholds.good_median == pytest.approx(0.100)
+    assert after.thresholds.good_deviation == pytest.approx(1.4826 * 0.050)
     assert after.detector_digest == before.detector_digest
     assert after.digest != before.digest
     unchanged = replace(after, thresholds=before.thresholds, digest=before.digest, selftest=before.selftest)

@@ -110,34 +110,24 @@ def test_the_trail_can_be_asked_for_its_newest_lines_only(log):
     assert [entry.command_id for entry in log.trail(2)] == [5, 4]
 
 
-@pytest.mark.parametrize("value", ["bottle", 0.25, 3, True, {"reason": "Störung", "since": NOON}, [1, None]])
-def test_a_choice_outlives_a_restart(log, tmp_path, value):
-    log.remember("choice", "the one before")
-    log.remember("choice", value)
+def test_a_file_of_before_that_kept_choices_too_is_read(log, tmp_path):
+    log.add(intent(7))
+    change_by_hand(tmp_path, "CREATE TABLE choices (name TEXT PRIMARY KEY, value TEXT, checksum INTEGER)")
     log = reopened(log, tmp_path)
-    assert log.recall("choice") == value
+    assert log.last_id("mes") == 7
     log.close()
-
-
-def test_a_choice_that_was_never_made_or_is_forgotten_is_none(log):
-    log.remember("threshold", 0.5)
-    log.remember("threshold", None)
-    assert log.recall("threshold") is None
-    assert log.recall("recipe") is None
 
 
 @pytest.mark.parametrize(
     ("statement", "ask"),
     [
         ("UPDATE issuers SET last_id = 3", lambda log: log.last_id("mes")),
-        ("UPDATE choices SET value = '9.5'", lambda log: log.recall("threshold")),
         ("UPDATE audit SET arguments = '{'", lambda log: log.find("mes", 7)),
     ],
-    ids=["last-id", "choice", "audit"],
+    ids=["last-id", "audit"],
 )
 def test_a_changed_value_is_noticed(log, tmp_path, statement, ask):
     log.add(intent(7))
-    log.remember("threshold", 0.5)
     change_by_hand(tmp_path, statement)
     with pytest.raises(StorageError, match="is damaged"):
         ask(log)
@@ -188,13 +178,12 @@ def test_what_was_added_is_on_the_disk_before_the_call_returns(log):
     assert log._database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
-def test_choices_and_commands_may_come_from_several_threads(log):
+def test_commands_may_come_from_several_threads(log):
     def work(thread):
         for number in range(1, 21):
             log.add(intent(number, f"client{thread}"))
-            log.remember(f"choice{thread}", number)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert [log.last_id(f"client{thread}") for thread in range(4)] == [20] * 4
-    assert [log.recall(f"choice{thread}") for thread in range(4)] == [20] * 4
+    assert len(log.trail()) == 80

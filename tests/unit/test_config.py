@@ -29,7 +29,7 @@ def test_the_shortest_station_takes_the_documented_defaults(tmp_path: Path) -> N
     assert settings.name == "cell1"
     assert settings.recipe == tmp_path / "flange.recipe"
     assert settings.beat.deadline_ms == 450.0
-    assert settings.on_no_verdict == "reject"
+    assert settings.beat.on_no_verdict == "reject"
     assert settings.mqtt is None
     assert settings.archive is None
     assert settings.camera.line is not None
@@ -43,7 +43,7 @@ def test_the_shortest_station_takes_the_documented_defaults(tmp_path: Path) -> N
         ("takt: 5", "takt: unknown key"),
         ("engine: {gain_dB: 3}", r"engine\.gain_dB: unknown key"),
         ("engine: {precision: int8}", r"engine\.precision: 'int8' found, need one of f32, bf16"),
-        ("deadline_ms: 900", "deadline_ms: 900 found, need 1 to 500"),
+        ("deadline_ms: 9000", "deadline_ms: 9000 found, need 1 to 2000"),
         ("on_no_verdict: ignore", "on_no_verdict: 'ignore' found, need one of reject, pass, stop"),
         ("mqtt: {host: broker}", r"mqtt\.topic: missing"),
         ("mqtt: {topic: a/+/c}", r"mqtt\.topic"),

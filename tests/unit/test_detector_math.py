@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.detectors import layout, patch_gaussian
+from trainer.detectors import layout, patch_gaussian, patch_memory
 from trainer.detectors.patch_layout import Weighing, held_out_scores
 
 
@@ -80,3 +80,24 @@ def test_an_image_has_no_part_in_the_weights_that_score_it() -> None:
         float(unit.start + unit.step * expected.sum()), rel=1e-5
     )
     assert before.shape == (20,)
+
+
+def test_one_odd_image_among_twenty_does_not_widen_a_place() -> None:
+    distances = torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(8)) + 2.0
+    usual, spread = patch_memory.moments(distances)
+    odd = distances.clone()
+    odd[int(distances[:, 0, 3, 3].argmax()), :, 3, 3] = 500.0
+    torch.testing.assert_close(patch_memory.moments(odd), (usual, spread))
+    kept = distances.numpy().astype(np.float64).copy()
+    kept.sort(axis=0)
+    near = kept[:19, 0, 1:6, 1:6]
+    assert float(usual[0, 0, 3, 3]) == pytest.approx(near.mean(), rel=1e-5)
+    floor = patch_memory.FLOOR * float((spread.mean() - 1e-6) / (1 + patch_memory.FLOOR))
+    expected = np.sqrt(near.var(axis=0).mean()) + floor
+    assert float(spread[0, 0, 3, 3]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_moments_of_a_single_image_are_its_own() -> None:
+    usual, spread = patch_memory.moments(torch.full((1, 1, 5, 5), 3.0))
+    assert float(usual.mean()) == 3.0
+    assert bool(torch.isfinite(1.0 / spread).all())

@@ -22,6 +22,7 @@ from agent.messages import (
     verdict_message,
 )
 from agent.verdict import Outcome, Reason, Region, Verdict
+from calibration.condition import Condition
 from calibration.registration import Registration
 
 ORIGIN = Origin(
@@ -96,7 +97,9 @@ def test_a_time_without_zone_is_refused():
         (Reason.STOPPING, 3),
         (Reason.PAUSED, 3),
         (Reason.HALTED, 3),
+        (Reason.OVERRUN, 3),
         (Reason.FRAME_LOST, 4),
+        (Reason.TOO_DARK, 4),
         (Reason.FAULT, 4),
     ],
 )
@@ -148,6 +151,18 @@ def test_registration_is_reported_in_reference_pixels():
 def test_stage_times_are_sent_with_their_sum():
     times = message(passed(stage_ms={"register": 4.0, "infer": 30.5}))["processingTimes"]
     assert times == {"processingDuration": 34.5, "stageMs": {"register": 4.0, "infer": 30.5}}
+
+
+def test_light_and_focus_stand_in_the_message_where_a_frame_was_looked_at():
+    condition = Condition(0.3, 0.1, 0.6, 0.02, None)
+    assert message(passed(condition=condition))["condition"] == {
+        "brightness": 0.3,
+        "darkLevel": 0.1,
+        "brightLevel": 0.6,
+        "saturatedShare": 0.02,
+        "sharpness": None,
+    }
+    assert message(unanswered())["condition"] is None
 
 
 def test_a_heatmap_is_linked_by_topic_and_digest():

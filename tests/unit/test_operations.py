@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -11,10 +12,13 @@ from recipes import LEVEL, SIDE, write_tiny_recipe
 
 from agent.capture import FrameCapture
 from agent.changeover import Changeover, ChangeoverSettings
+from agent.control import Answering, Asking, pair
 from agent.engine import EngineSettings
 from agent.errors import CommandError, EngineError, StorageError
+from agent.inspection import ASKED, _asked
 from agent.loop import Beat, Line
 from agent.operations import LineOperations
+from agent.remote import RemoteOperations
 from agent.trust import Trust
 from agent.verdict import Outcome, Reason
 from calibration.errors import InputError
@@ -50,7 +54,7 @@ class EvenCamera:
 
 
 class Station:
-    """A line at work with its operations."""
+    """A line at work with its operations, those that a command reaches: through the socket between two processes."""
 
     def __init__(self, tmp_path, level=LEVEL + 0.13):
         (tmp_path / "recipes").mkdir()
@@ -63,20 +67,24 @@ class Station:
             tmp_path / "recipes",
             Trust(unsigned=True),
         )
-        changeover = Changeover(settings, None)
+        self.changeover = Changeover(settings)
         self.settled = []
         self.unstored = 0
-        self.pipeline = changeover.first()
-        self.line = Line(EvenCamera(level), self.pipeline, Beat(TAKT_MS, 1000.0), self.settled.extend)
+        self.pipeline = self.changeover.first()
+        self.line = Line(EvenCamera(level), self.pipeline, Beat(TAKT_MS, 1000.0, queue_length=50), self.settled.extend)
         self.capture = FrameCapture(tmp_path / "captures", Photometric())
-        self.operations = LineOperations(
+        self.wanted_frames = []
+        operations = LineOperations(
             self.line,
             self.pipeline,
-            changeover=changeover,
-            capture=self.capture,
+            changeover=self.changeover,
             tolerance=1e-3,
-            unstored=lambda: self.unstored,
+            send_frames=self.wanted_frames.append,
         )
+        ours, theirs = pair()
+        self._asking = Asking(theirs)
+        self._answering = Answering(ours, {name: _asked(getattr(operations, name)) for name in ASKED}, {})
+        self.operations = RemoteOperations(self._asking, self.capture, lambda: self.unstored)
         self._thread = threading.Thread(target=self.line.run)
 
     def __enter__(self):
@@ -86,6 +94,8 @@ class Station:
     def __exit__(self, *_error):
         self.line.stop()
         self._thread.join()
+        self._answering.close()
+        self._asking.close()
 
     def next_verdict(self):
         """Return the verdict of a part that came after this call."""
@@ -159,23 +169,28 @@ def test_a_station_whose_verdicts_cannot_be_stored_does_not_resume(station):
     assert station.next_verdict().reason is Reason.HALTED
 
 
-def test_a_capture_says_where_the_frames_go(station):
+def test_a_capture_says_where_the_frames_go_and_asks_the_line_for_them(station):
     after = station.operations.capture(5).after
     assert after["count"] == 5
     assert station.capture.left == 5
+    assert station.wanted_frames == [5]
 
 
-def test_a_choice_that_cannot_be_remembered_is_not_applied(station):
-    class Forgetful:
-        def remember(self, key, value):
-            raise StorageError("disk full")
+def test_a_capture_that_cannot_begin_asks_the_line_for_nothing(station):
+    station.operations.capture(5)
+    with pytest.raises(StorageError, match="5 frames to come goes on"):
+        station.operations.capture(2)
+    assert station.wanted_frames == [5]
 
-        def recall(self, key):
-            return None
 
-    station.operations._changeover._memory = Forgetful()
-    with pytest.raises(StorageError):
-        station.operations.set_threshold(0.18)
+def test_a_choice_that_cannot_be_remembered_is_not_applied(station, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="nothing was changed"):
+            station.operations.set_threshold(0.18)
     assert station.next_verdict().threshold == 0.1
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agent.errors import OutboxFull, StorageError
 from agent.messages import HeatmapPayload
-from agent.outbox import MemoryOutbox, Outbox, OutboxSettings
+from agent.outbox import MemoryOutbox, Outbox, OutboxSettings, Taken
 from agent.outbox_database import FILE, Row, checksum
 from agent.outbox_folder import discard, kept_rows
 
@@ -101,6 +101,66 @@ def test_epoch_and_seq_go_on_over_restarts_even_where_all_was_acknowledged(outbo
     again = outbox()
     assert (again.epoch, again.first_seq, again.last_seq, again.waiting) == (box.epoch, 4, 3, 0)
     assert again.store(batch(4))[0]["seq"] == 4
+
+
+def test_how_far_the_source_is_taken_is_there_after_a_restart_with_the_rows(outbox):
+    box = outbox()
+    assert box.taken is None
+    box.store(batch(1, 2), Taken("a" * 12, 2))
+    box.store(batch(3))
+    assert box.taken == Taken("a" * 12, 2)
+    box = outbox()
+    assert (box.taken, box.last_seq) == (Taken("a" * 12, 2), 3)
+    box.store(batch(4), Taken("b" * 12, 1))
+    assert outbox().taken == Taken("b" * 12, 1)
+
+
+def test_how_far_the_source_is_taken_is_in_the_transaction_of_the_rows(outbox, monkeypatch):
+    box = outbox()
+    box.store(batch(1), Taken("a" * 12, 1))
+    honest = box._database._write_about
+
+    def refusing(name, value):
+        if name == "taken":
+            raise OutboxFull("disk full")
+        honest(name, value)
+
+    monkeypatch.setattr(box._database, "_write_about", refusing)
+    with pytest.raises(OutboxFull):
+        box.store(batch(2, 3), Taken("a" * 12, 3))
+    assert (box.taken, box.last_seq) == (Taken("a" * 12, 1), 1)
+    box = outbox()
+    assert (box.taken, numbers(box.read(0, 10))) == (Taken("a" * 12, 1), [1])
+
+
+def test_a_batch_that_the_disk_refuses_takes_nothing_from_the_source(outbox):
+    box = outbox(max_mb=0.2)
+    taken = 0
+    with pytest.raises(OutboxFull):
+        for taken in range(1, 10_000):
+            box.store([(verdict(taken, "x" * 5000), None)], Taken("a" * 12, taken))
+    assert taken > 1
+    assert box.taken == Taken("a" * 12, taken - 1)
+    assert outbox().taken == Taken("a" * 12, taken - 1)
+
+
+def test_an_outbox_of_before_that_says_nothing_of_its_source_opens(outbox, folder):
+    box = outbox()
+    box.store(batch(1, 2), Taken("a" * 12, 2))
+    box.close()
+    change(folder, "DELETE FROM about WHERE name = 'taken'")
+    box = outbox()
+    assert (box.taken, box.last_seq, box.alarms()) == (None, 2, [])
+    box.store(batch(3), Taken("b" * 12, 1))
+    assert outbox().taken == Taken("b" * 12, 1)
+
+
+def test_a_new_epoch_knows_nothing_of_the_source(outbox, folder):
+    box = outbox()
+    box.store(batch(1), Taken("a" * 12, 1))
+    box.close()
+    (folder / FILE).unlink()
+    assert outbox().taken is None
 
 
 def test_rows_go_only_when_every_consumer_has_them(outbox, folder):
@@ -467,7 +527,9 @@ def test_a_memory_outbox_numbers_verdicts_and_remembers_the_last_thousand():
     for start in range(0, 1100, 2):
         box.store(batch(start, start + 1))
     assert (box.last_seq, len(box.messages), box.messages[-1]["seq"]) == (1100, 1000, 1100)
-    assert (box.messages[0]["epoch"], box.alarms()) == (box.epoch, [])
+    assert (box.messages[0]["epoch"], box.alarms(), box.taken) == (box.epoch, [], None)
+    box.store(batch(1), Taken("a" * 12, 1))
+    assert box.taken == Taken("a" * 12, 1)
     box.close()
 
 

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
+import cv2
 import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, bracket, tiny_answer, tiny_recipe, tiny_reference
 
+from agent.budget import FEWEST
 from agent.engine import Engine, EngineSettings, open_engine
 from agent.pipeline import STAGES, Pipeline, regions
 from agent.verdict import Outcome, Reason, Verdict
+from calibration.condition import glimpse, learn_limits, measured
 from calibration.frame import Frame
 from calibration.photometric import Photometric, ReferencePatch
 from calibration.preprocess import Rectangle, View
@@ -25,6 +29,15 @@ class Answering:
 
     def infer(self, batch: np.ndarray) -> tuple[np.ndarray, float]:
         return self.answer
+
+
+class Failing:
+    """An engine that must not be asked."""
+
+    label = "failing f32, 1 threads"
+
+    def infer(self, batch: np.ndarray) -> tuple[np.ndarray, float]:
+        raise AssertionError("the engine was asked")
 
 
 def frame(pixels: np.ndarray, **facts: object) -> Frame:
@@ -114,6 +127,81 @@ def test_a_registered_part_tells_where_it_lay() -> None:
     assert verdict.registration.dy_px == pytest.approx(3, abs=0.3)
 
 
+# ---- light, focus, another product -----------------------------------------------------------------------------------
+
+
+def limited_recipe() -> Recipe:
+    """Return the registered recipe with the limits that its own good parts leave room for."""
+    recipe = registered_recipe()
+    good = [np.roll(bracket(recipe.view.reference_size), shift, axis=(0, 1)) for shift in range(-4, 5)]
+    seen = [glimpse(pixels, 8, recipe.view, registered=True) for pixels in good]
+    return dataclasses.replace(recipe, condition=learn_limits(seen))
+
+
+def under_light(pixels: np.ndarray, gain: float) -> np.ndarray:
+    return cv2.convertScaleAbs(pixels, alpha=gain)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda part: under_light(part, 0.05), Reason.TOO_DARK),
+        (lambda part: under_light(part, 2.0), Reason.SATURATED),
+        (lambda part: cv2.GaussianBlur(part, (0, 0), 10.0), Reason.BLURRED),
+        (lambda part: under_light(part, 0.8), Reason.SCORE),
+        (lambda part: np.full_like(part, 40), Reason.NOT_REGISTERED),
+        (lambda part: disc(part.shape), Reason.OTHER_PRODUCT),
+    ],
+)
+def test_a_frame_that_cannot_be_judged_says_why_and_what_was_measured(spoil, reason) -> None:
+    recipe = limited_recipe()
+    pixels = spoil(bracket(recipe.view.reference_size))
+    verdict = inspect(recipe, pixels, Answering(np.zeros((4, 4)), 0.0), part_id="P1")
+    assert verdict.reason is reason, verdict.detail
+    assert verdict.condition == measured(glimpse(pixels, 8, recipe.view, registered=True))
+    assert verdict.part_id == "P1"
+
+
+def disc(size: tuple[int, ...]) -> np.ndarray:
+    pixels = np.full(size, 40, np.uint8)
+    cv2.circle(pixels, (size[1] // 2, size[0] // 2), size[0] // 3, 190, -1)
+    return cv2.GaussianBlur(pixels, (3, 3), 0.8)
+
+
+def test_a_blurred_part_that_would_not_register_either_is_blurred() -> None:
+    recipe = limited_recipe()
+    pixels = cv2.GaussianBlur(bracket(recipe.view.reference_size), (0, 0), 14.0)
+    without_limits = dataclasses.replace(recipe, condition=None)
+    assert inspect(without_limits, pixels).reason in (Reason.NOT_REGISTERED, Reason.OTHER_PRODUCT)
+    assert inspect(recipe, pixels).reason is Reason.BLURRED
+
+
+def test_a_recipe_without_limits_measures_and_refuses_nothing() -> None:
+    verdict = inspect(tiny_recipe(), gray_frame(3).pixels)
+    assert verdict.reason is Reason.SCORE
+    assert verdict.condition is not None
+    assert verdict.condition.brightness == pytest.approx(3 / 255)
+
+
+def test_a_refused_frame_reaches_no_engine_and_times_what_was_done() -> None:
+    recipe = limited_recipe()
+    verdict = inspect(recipe, np.zeros(recipe.view.reference_size, np.uint8), Failing())
+    assert verdict.reason is Reason.TOO_DARK
+    assert "brightness 0.000" in verdict.detail
+    assert tuple(verdict.stage_ms) == STAGES[:2]
+
+
+def test_saturation_is_told_of_the_sensors_picture_though_the_correction_hides_it() -> None:
+    recipe = limited_recipe()
+    size = recipe.view.reference_size
+    flat = Photometric(flat=np.tile(np.linspace(0.5, 1.0, size[1], dtype=np.float32), (size[0], 1)))
+    pipeline = Pipeline(recipe, Answering(np.zeros((4, 4)), 0.0), flat)
+    verdict = pipeline.inspect(frame(under_light(bracket(size), 2.0)))
+    assert verdict.condition is not None
+    assert verdict.condition.saturated_share > 0.1
+    assert verdict.reason is Reason.SATURATED
+
+
 def test_every_stage_is_timed_in_order() -> None:
     verdict = inspect(tiny_recipe(), gray_frame().pixels)
     assert tuple(verdict.stage_ms) == STAGES
@@ -152,3 +240,44 @@ def test_a_verdict_that_contradicts_itself_cannot_be_made() -> None:
     passed = Verdict(1, Outcome.PASS, Reason.SCORE, score=0.0, threshold=1.0)
     with pytest.raises(ValueError, match="needs a score"):
         dataclasses.replace(passed, score=None)
+
+
+class Hurried(Answering):
+    """An engine that takes so long."""
+
+    def __init__(self, *answer: object) -> None:
+        super().__init__(*answer)
+        self.takes_s = 0.02
+        self.asked = 0
+
+    def infer(self, batch: np.ndarray) -> tuple[np.ndarray, float]:
+        self.asked += 1
+        time.sleep(self.takes_s)
+        return super().infer(batch)
+
+
+def hurried_pipeline() -> tuple[Pipeline, Hurried]:
+    """A pipeline that has seen enough parts to know what its stages take."""
+    engine = Hurried(np.full((4, 4), 9.0), 1.0)
+    pipeline = Pipeline(tiny_recipe(), engine)
+    for _ in range(FEWEST):
+        assert pipeline.inspect(gray_frame()).cut == ()
+    return pipeline, engine
+
+
+def test_a_part_that_cannot_be_judged_in_time_is_late_at_once_and_costs_the_next_part_nothing() -> None:
+    pipeline, engine = hurried_pipeline()
+    asked = engine.asked
+    verdict = pipeline.inspect(gray_frame(), time.monotonic_ns() + 10_000_000)
+    assert (verdict.outcome, verdict.reason, engine.asked) == (Outcome.NO_VERDICT, Reason.LATE, asked)
+    assert pipeline.inspect(gray_frame(), time.monotonic_ns() + 10**10).outcome is Outcome.REJECT
+
+
+def test_where_a_part_is_bad_is_left_out_to_be_in_time_and_the_verdict_says_so() -> None:
+    pipeline, engine = hurried_pipeline()
+    engine.takes_s = 0.05  # a slow part: nothing is left when the engine is done
+    verdict = pipeline.inspect(gray_frame(), time.monotonic_ns() + 30_000_000)
+    assert (verdict.outcome, verdict.regions, verdict.cut) == (Outcome.REJECT, (), ("regions",))
+    assert "no time to say where" in verdict.detail
+    in_time = pipeline.inspect(gray_frame(), time.monotonic_ns() + 10**10)
+    assert (len(in_time.regions), in_time.cut) == (1, ())

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.condition import ConditionLimits
 from calibration.errors import RecipeError
 from calibration.preprocess import Rectangle, View
 from calibration.recipe import Recipe, read_recipe, write_recipe
-from calibration.recipe_file import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL
+from calibration.recipe_file import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL, members_digest
 from tests.recipes import bracket, tiny_recipe, tiny_reference, write_tiny_recipe
 
+CONDITION = ConditionLimits(0.2, 0.5, 0.05, 0.8, 0.1, 1.5)
 BLOCK = 512  # bytes: tar headers and members start at multiples of it
 
 
@@ -79,6 +81,20 @@ def with_manifest(data: bytes, change: Callable[[dict[str, Any]], None]) -> byte
     return packed({**members, MANIFEST: json.dumps(manifest).encode()})
 
 
+def with_member(data: bytes, name: str, *, replace: bool = False, **values: Any) -> bytes:
+    """Return the recipe with values in one JSON member, in place of what it held or beside it, sealed anew."""
+    members = unpacked(data)
+    content = json.dumps(values if replace else {**json.loads(members[name]), **values}).encode()
+    changed = packed({**members, name: content})
+
+    def listed_anew(manifest: dict[str, Any]) -> None:
+        listed = manifest["members"]
+        listed[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["digest"] = members_digest(listed, [other for other in listed if other not in FOR_PEOPLE])
+
+    return with_manifest(changed, listed_anew)
+
+
 def link(name: str, kind: bytes, target: str = "thresholds.json") -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, target
@@ -114,6 +130,63 @@ def test_a_reference_comes_back_and_registers_alike(tmp_path: Path):
     np.testing.assert_array_equal(
         found.register(picture).reference_from_image, reference.register(picture).reference_from_image
     )
+
+
+def test_limits_of_light_and_focus_come_back_and_decide_verdicts(tmp_path: Path):
+    plain, limited = write_tiny_recipe(tmp_path / "a"), write_tiny_recipe(tmp_path / "b", condition=CONDITION)
+    assert read_recipe(tmp_path / "b").condition == CONDITION
+    assert limited.digest != plain.digest
+    assert read_recipe(tmp_path / "a").detector_digest != read_recipe(tmp_path / "b").detector_digest
+
+
+def test_a_recipe_from_before_these_limits_reads_and_keeps_its_detector_digest(tmp_path: Path):
+    write_tiny_recipe(tmp_path / "a")
+    before = read_recipe(tmp_path / "a")
+    assert "condition" not in json.loads(unpacked((tmp_path / "a").read_bytes())["preparation.json"])
+    assert before.condition is None
+    write_recipe(tmp_path / "b", dataclasses.replace(before, product="renamed"))
+    assert read_recipe(tmp_path / "b").detector_digest == before.detector_digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"least_brightness": -0.1},
+        {"least_brightness": 0.6},  # above the most
+        {"most_brightness": 1.5},
+        {"dark_level": "0.1"},
+        {"bright_level": None},
+        {"most_saturated_share": -1.0},
+        {"least_sharpness": -1.0},
+        {"colour": 0.5},
+    ],
+)
+def test_limits_that_cannot_be_are_refused(data: bytes, written, change):
+    values = {**dataclasses.asdict(CONDITION), **change}
+    with pytest.raises(RecipeError):
+        read_recipe(written(with_member(data, "preparation.json", condition=values)))
+
+
+def test_limits_that_lack_one_are_refused(data: bytes, written):
+    values = dataclasses.asdict(CONDITION)
+    assert read_recipe(written(with_member(data, "preparation.json", condition=values))).condition == CONDITION
+    del values["dark_level"]
+    with pytest.raises(RecipeError):
+        read_recipe(written(with_member(data, "preparation.json", condition=values)))
+
+
+def test_thresholds_from_before_they_told_their_good_scores_read_as_none(data: bytes, written):
+    thresholds = json.loads(unpacked(data)["thresholds.json"])
+    old = {name: value for name, value in thresholds.items() if not name.startswith("good_")}
+    assert len(thresholds) == len(old) + 2
+    found = read_recipe(written(with_member(data, "thresholds.json", replace=True, **old))).thresholds
+    assert (found.good_median, found.good_deviation) == (None, None)
+
+
+@pytest.mark.parametrize("change", [{"good_median": 0.1}, {"good_median": 0.1, "good_deviation": -1.0}])
+def test_half_a_statement_on_the_good_scores_is_refused(data: bytes, written, change):
+    with pytest.raises(RecipeError):
+        read_recipe(written(with_member(data, "thresholds.json", **change)))
 
 
 def test_the_same_inputs_give_the_same_digest(tmp_path: Path):

@@ -18,11 +18,12 @@ from agent.audit import AuditLog
 from agent.changeover import Changeover, ChangeoverSettings
 from agent.engine import EngineSettings
 from agent.errors import EngineError, StorageError
-from agent.recipe_store import ACTIVE_FILE, STAGING, RecipeStore
+from agent.recipe_store import ACTIVE_FILE, STAGING, ChosenThreshold, RecipeStore
 from agent.trust import Trust
 from calibration.errors import InputError, RecipeError
 from calibration.photometric import Photometric
 from calibration.preprocess import View
+from calibration.recipe_file import canonical, sha256
 from calibration.signing import make_key, read_public_key, read_signing_key, sign_recipe
 
 
@@ -290,14 +291,74 @@ def test_a_commanded_recipe_is_the_active_one(stocked: Bench) -> None:
         stocked.folder / "store",
         stocked.trust,
     )
-    changeover = Changeover(settings, None)
+    changeover = Changeover(settings)
     assert changeover.first().recipe.product == "own"
     changeover.remember_recipe("two", changeover.to("two"))
     assert stocked.active() == "two"
     with pytest.raises(RecipeError, match="revision 10 of flange found, 20 was active here"):
         changeover.to("one")
     stocked.store.roll_back(nothing, nothing)
-    assert Changeover(settings, None).first().recipe.product == "own"
+    assert Changeover(settings).first().recipe.product == "own"
+
+
+THRESHOLD = ChosenThreshold("d" * 64, 0.125)
+
+
+def test_a_chosen_threshold_is_there_after_a_restart_and_goes_with_none(stocked: Bench) -> None:
+    assert stocked.reopened().state().threshold is None
+    stocked.store.choose_threshold(THRESHOLD)
+    assert stocked.reopened().state().threshold == THRESHOLD
+    assert stocked.active() == ""
+    stocked.store.choose_threshold(None)
+    assert stocked.reopened().state().threshold is None
+
+
+def test_a_chosen_threshold_changes_nothing_else_that_was_chosen(stocked: Bench) -> None:
+    stocked.store.activate("one", nothing, nothing)
+    stocked.store.activate("two", nothing, nothing)
+    before = stocked.store.state()
+    stocked.store.choose_threshold(THRESHOLD)
+    after = stocked.reopened().state()
+    assert (after.active, after.previous, after.revisions) == (before.active, before.previous, before.revisions)
+    assert stocked.active() == "two"
+
+
+def test_a_chosen_threshold_stays_when_the_running_recipes_revision_is_noted(bench: Bench) -> None:
+    bench.store.choose_threshold(THRESHOLD)
+    bench.store.note_running(bench.store.current()[1])
+    assert bench.reopened().state().threshold == THRESHOLD
+
+
+def test_a_chosen_threshold_ends_with_every_choice_of_a_recipe(stocked: Bench) -> None:
+    stocked.store.choose_threshold(THRESHOLD)
+    stocked.store.activate("one", nothing, nothing)
+    assert stocked.store.state().threshold is None
+    stocked.store.choose_threshold(THRESHOLD)
+    stocked.store.roll_back(nothing, nothing)
+    assert stocked.store.state().threshold is None
+    stocked.store.choose_threshold(THRESHOLD)
+    assert stocked.reopened(stocked.recipe("other", product="other", revision=1)).state().threshold is None
+
+
+def test_a_choice_of_before_without_a_threshold_is_read(stocked: Bench) -> None:
+    stocked.store.activate("one", nothing, nothing)
+    path = stocked.folder / "store" / ACTIVE_FILE
+    fields = json.loads(path.read_text())
+    del fields["threshold"], fields["sha256"]
+    path.write_bytes(canonical({**fields, "sha256": sha256(canonical(fields))}))
+    assert stocked.active() == "one"
+    assert stocked.store.state().threshold is None
+
+
+def test_a_threshold_that_cannot_be_written_is_not_chosen(stocked: Bench, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="nothing was changed"):
+            stocked.store.choose_threshold(THRESHOLD)
+    assert stocked.reopened().state().threshold is None
 
 
 STATION = """

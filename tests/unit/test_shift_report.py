@@ -141,6 +141,11 @@ def test_causes_stand_with_their_count_and_what_to_check_the_most_frequent_first
     assert "the field is blank" in causes
 
 
+def test_an_archive_from_before_overrun_had_its_name_is_read():
+    before = {**messages_of([unjudged(1, Reason.OVERRUN)])[0], "reason": "queue_full"}
+    assert part_of(before).reason is Reason.OVERRUN
+
+
 def test_every_reason_for_no_verdict_has_its_words():
     assert set(CAUSES) == set(Reason) - {Reason.SCORE}
 

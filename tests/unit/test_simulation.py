@@ -15,7 +15,7 @@ import pytest
 
 from agent.camera_simulated import BUFFERS, SimulatedCamera
 from agent.errors import CameraError
-from agent.simulation import DEFECTS, LineSettings, PartPlan, SimulatedLine
+from agent.simulation import DEFECTS, SPECIAL, LineSettings, PartPlan, SimulatedLine
 from agent.simulation_parts import RADIUS_SHARE, hole_centres
 from calibration.errors import SettingsError
 
@@ -84,7 +84,7 @@ def test_light_drifts_slowly_and_within_its_bound(line):
     assert np.abs(np.diff(gains)).max() < 0.01
 
 
-@pytest.mark.parametrize("kind", ["lost", "dark", "wrong_part", "half_out", "late"])
+@pytest.mark.parametrize("kind", SPECIAL)
 def test_a_listed_trigger_is_of_that_kind_and_has_no_defect(kind):
     line = SimulatedLine(LineSettings(**SMALL, **{kind: (2, 5)}, defect_share=1.0))
     kinds = [line.plan(trigger_id).kind for trigger_id in range(1, 6)]
@@ -224,6 +224,18 @@ def test_a_dark_frame_shows_the_black_level_only():
     assert pixels.mean() == pytest.approx(3, abs=0.1)
     assert pixels.max() < 8
     assert pixels.std() > 0
+
+
+def test_a_saturated_part_has_twice_the_light_and_a_blurred_one_its_brightness_without_its_edges():
+    line = SimulatedLine(LineSettings(**SMALL, noise=0.0))
+    plain, bright, soft = (
+        line.render(replace(line.plan(1), kind=kind))[0].astype(float) for kind in ("good", "saturated", "blurred")
+    )
+    dim = plain < 100  # above, twice the light is beyond the sensor
+    assert (bright[dim] - 3).mean() == pytest.approx(2 * (plain[dim] - 3).mean(), rel=0.02)
+    assert bright.max() == 255
+    assert soft.mean() == pytest.approx(plain.mean(), rel=0.01)
+    assert np.abs(np.diff(soft, axis=1)).max() < 0.6 * np.abs(np.diff(plain, axis=1)).max()
 
 
 def test_the_wrong_part_is_another_product():
@@ -390,3 +402,55 @@ def test_stopping_wakes_whoever_waits_for_a_frame(started):
     camera.stop()
     waiter.join(2.0)
     assert "not started" in heard[0]
+
+
+class CountingLine(SimulatedLine):
+    """A line that counts what it drew."""
+
+    drawn = 0
+
+    def render(self, plan):
+        self.drawn += 1
+        return super().render(plan)
+
+
+def test_parts_drawn_beforehand_come_round_with_their_own_truth():
+    line = CountingLine(LineSettings(**SMALL, defect_share=0.5))
+    camera = SimulatedCamera(line, prerendered=3)
+    camera.start()
+    frames = []
+    for trigger_id in range(1, 8):
+        camera.trigger(trigger_id)
+        frames.append(camera.next_frame(2.0))
+    camera.stop()
+    camera.start()
+    camera.stop()
+    assert line.drawn == 3
+    assert [frame.facts["part_id"] for frame in frames] == [f"P{number:06d}" for number in range(1, 8)]
+    for number, frame in enumerate(frames):
+        first = SimulatedLine(line.settings).plan(number % 3 + 1)
+        assert frame.facts["truth"] == first.truth()
+        np.testing.assert_array_equal(frame.pixels, line.render(first)[0])
+
+
+def test_a_frame_drawn_beforehand_belongs_to_the_consumer():
+    camera = SimulatedCamera(SimulatedLine(LineSettings(**SMALL)), prerendered=1)
+    camera.start()
+    camera.trigger(1)
+    first = camera.next_frame(2.0)
+    kept = first.pixels.copy()
+    first.pixels[:] = 0
+    camera.trigger(2)
+    second = camera.next_frame(2.0)
+    camera.stop()
+    np.testing.assert_array_equal(second.pixels, kept)
+
+
+def test_special_parts_are_drawn_when_they_come_and_never_kept():
+    camera = SimulatedCamera(SimulatedLine(LineSettings(**SMALL, dark=(1, 4), lost=(2,))), prerendered=1)
+    camera.start()
+    for trigger_id in (1, 2, 3, 4):
+        camera.trigger(trigger_id)
+    kinds = {frame.trigger_id: frame.facts["truth"]["kind"] for frame in iter(lambda: camera.next_frame(0.3), None)}
+    camera.stop()
+    assert kinds == {1: "dark", 3: "good", 4: "dark"}

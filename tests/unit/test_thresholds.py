@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from calibration.errors import CalibrationError
-from calibration.thresholds import good_parts_needed, rate_upper_bound, reject_threshold, smallest_rate
+from calibration.thresholds import (
+    good_parts_needed,
+    median_and_deviation,
+    rate_upper_bound,
+    reject_threshold,
+    smallest_rate,
+)
 
 RATES = [Fraction(1, 2), Fraction(1, 3), Fraction(1, 10), Fraction(1, 20), Fraction(1, 100), Fraction(3, 1000)]
 
@@ -117,6 +123,18 @@ def test_a_rate_that_is_no_share_is_refused(rate):
 def test_no_bound_is_given_where_the_threshold_would_be_refused():
     with pytest.raises(CalibrationError, match=r"98 good parts found, need 99 to bound a false reject rate of 0\.01"):
         rate_upper_bound(98, 0.01)
+
+
+@pytest.mark.parametrize("n_good", [4000, 4001])
+def test_median_and_deviation_are_those_of_a_normal_distribution_and_outliers_hardly_move_them(n_good):
+    scores = np.random.default_rng(3).normal(5.0, 2.0, n_good)
+    assert median_and_deviation(scores) == pytest.approx((5.0, 2.0), rel=0.05)
+    scores[: n_good // 10] = 1e6
+    assert median_and_deviation(scores) == pytest.approx((5.0, 2.0), rel=0.2)
+
+
+def test_the_deviation_of_equal_scores_is_zero():
+    assert median_and_deviation(np.full(9, 1.5)) == (1.5, 0.0)
 
 
 def test_the_order_of_the_scores_does_not_matter_and_they_are_not_changed():

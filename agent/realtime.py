@@ -1,0 +1,92 @@
+"""What keeps a Python process on its beat: a scheduler that lets it go first, a still heap, memory that stays.
+
+Measured (20 Hz, lateness p99): 1.5 ms as it comes, 0.2 ms with SCHED_FIFO; with 1.2 million objects on the heap and the
+garbage collector at work 173 ms, 20 ms after `gc.freeze`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+from dataclasses import dataclass
+
+import cv2
+
+log = logging.getLogger(__name__)
+
+LOCK_NOW, LOCK_LATER = 1, 2  # mlockall(2): MCL_CURRENT, MCL_FUTURE
+YOUNG_EVERY, ALL_EVERY = 16, 1024  # parts between two collections
+PUBLISH_NICE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RealtimeSettings:
+    """What station.yaml says; the defaults leave things as the service manager set them."""
+
+    priority: int = 0  # 1..99: SCHED_FIFO for the inspect process; 0: as started
+    cpus: tuple[int, ...] = ()  # for the inspect process alone; none: as started
+    lock_memory: bool = False  # nothing of the inspect process is ever paged out
+
+
+def go_first(settings: RealtimeSettings) -> list[str]:
+    """Give this thread, and every one that it starts from now on, what the settings ask; return what was refused.
+
+    OpenCV keeps to one thread: registration is as quick (3.3 ms with one or two), and waits for nobody.
+    """
+    cv2.setNumThreads(1)
+    refused = []
+    if settings.cpus:
+        try:
+            os.sched_setaffinity(0, settings.cpus)
+        except (OSError, ValueError, OverflowError) as error:  # there is no such number
+            why = error.strerror if isinstance(error, OSError) else error
+            refused.append(f"realtime.cpus {list(settings.cpus)}: {why}: name CPUs of this machine")
+    if settings.priority:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(settings.priority))
+        except OSError as error:
+            refused.append(
+                f"realtime.priority {settings.priority}: {error.strerror}: raise LimitRTPRIO (drop-ins/realtime.conf)"
+            )
+    if settings.lock_memory and ctypes.CDLL(None, use_errno=True).mlockall(LOCK_NOW | LOCK_LATER) != 0:
+        refused.append(f"realtime.lock_memory: {os.strerror(ctypes.get_errno())}: raise LimitMEMLOCK")
+    for line in refused:
+        log.warning("%s", line)
+    return refused
+
+
+def step_back() -> None:
+    """Let this process go last: ordinary scheduling, on the CPUs that the inspect process does not have for itself."""
+    taken, there = os.sched_getaffinity(0), set(range(os.cpu_count() or 1))
+    try:
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if os.getpriority(os.PRIO_PROCESS, 0) < PUBLISH_NICE:  # one that was started nicer stays so
+            os.setpriority(os.PRIO_PROCESS, 0, PUBLISH_NICE)
+        if taken != there:
+            os.sched_setaffinity(0, there - taken)
+    except OSError as error:  # a container, a cpuset, a filter of system calls
+        log.warning("the publish process goes as the inspect process does, on CPUs %s: %s", sorted(taken), error)
+
+
+class StillHeap:
+    """Garbage collection at moments of our own choice. One process has one, and `rested` one thread."""
+
+    def __init__(self) -> None:
+        self._parts = 0
+
+    def freeze(self) -> None:
+        """Take what is there by now out of every later collection, and collect no more by itself."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def rested(self) -> None:
+        """Collect what few parts left behind: after a verdict, before the next frame."""
+        self._parts += 1
+        if self._parts % ALL_EVERY == 0:
+            gc.collect()
+        elif self._parts % YOUNG_EVERY == 0:
+            gc.collect(0)
