@@ -67,9 +67,9 @@ class Handover(Observer):
         self.given_up = 0  # verdicts that found no room anywhere
 
     @property
-    def waiting(self) -> int:
-        """Verdicts that the publish process has not stored, and those given up."""
-        return self._ring.pending + len(self._waiting) + self.given_up
+    def unwritten(self) -> int:
+        """Verdicts that found no room in the ring so far."""
+        return len(self._waiting)
 
     def opened(self, trigger_id: int) -> None:
         """Note in shared memory that the part has come: whoever survives us speaks for it."""
@@ -94,7 +94,12 @@ class Handover(Observer):
     def deliver(self, batch: Sequence[Settled]) -> None:
         """Hand over settled parts, in their order."""
         for settled in batch:
-            self._hand_over(settled)
+            try:
+                self._hand_over(settled)
+            except ValueError:
+                log.exception("part %d: its verdict cannot be handed over", settled.verdict.trigger_id)
+                self.given_up += 1
+                self._ring.note_closed(settled.verdict.trigger_id)
         os.eventfd_write(self._wake, 1)
 
     def came_round(self, about_us: dict[str, Any]) -> None:

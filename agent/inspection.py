@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -49,6 +50,7 @@ PICTURES_OF_PARTS = 12  # frames with all that belongs to them
 LEAST_PICTURE_BYTES, MOST_PICTURE_BYTES = 16 * 2**20, 256 * 2**20
 ASKED = ("change_recipe", "pause", "resume", "send_frames", "set_threshold", "self_test")  # of LineOperations
 STOP_MARGIN_S = 30.0
+POLL_S = 0.05
 WARM_UPS = 5
 STATUS_EVERY_NS = 5 * 10**9
 BOARD_EVERY_NS = 10**8
@@ -124,8 +126,9 @@ class Inspection:
             raise
         self._supervisor.stopping()
         self._supervisor.extend(STOP_MARGIN_S)
+        self._hand_over_the_rest()
         self._say_goodbye()
-        ended = self._publisher.end()
+        ended = self._publisher.end(self._handover.given_up + self._handover.unwritten)
         log.info("stopped", extra=self._as_fields("stopped"))
         return tally, ended
 
@@ -139,6 +142,14 @@ class Inspection:
         if heartbeat_ns >= self._status_due_ns:
             self._status_due_ns = heartbeat_ns + STATUS_EVERY_NS
             self._supervisor.status(self._summary())
+
+    def _hand_over_the_rest(self) -> None:
+        """Let the publish process make room for what waits beyond the ring, for a while."""
+        give_up_s = time.monotonic() + STOP_MARGIN_S / 2
+        while self._handover.unwritten and time.monotonic() < give_up_s:
+            self._handover.came_round(self._about_us())
+            self._publisher.look_after()
+            time.sleep(POLL_S)
 
     def _say_goodbye(self) -> None:
         """Tell the publish process that nothing more comes."""
@@ -161,7 +172,7 @@ class Inspection:
                 **self._handover.counters(),
             },
             "alarms": alarm_fields(self._alarms()),
-            "given_up": self._handover.given_up,
+            "given_up": self._handover.given_up + self._handover.unwritten,
         }
 
     def _alarms(self) -> list[Alarm]:

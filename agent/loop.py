@@ -84,6 +84,7 @@ class Line:
         self._ended = threading.Event()  # all threads go home
         self._wake = threading.Event()  # something changed for the clock
         self._camera_fault: str | None = None
+        self._holding = threading.Lock()
         self.held: Hold | None = None
         self.tally = Tally()
 
@@ -128,17 +129,19 @@ class Line:
 
     def hold(self, reason: Reason, detail: str) -> None:
         """Give every part from now on no verdict, for this reason; a halt is not softened to a pause."""
-        if self.held is None or self.held.reason is not Reason.HALTED:
-            self.states.fire(Event.FAIL if reason is Reason.HALTED else Event.PAUSE)
-            self.held = Hold(reason, detail)
-            log.warning("%s: %s", reason, detail, extra=fields(state=reason))
+        with self._holding:
+            if self.held is None or self.held.reason is not Reason.HALTED:
+                self.states.fire(Event.FAIL if reason is Reason.HALTED else Event.PAUSE)
+                self.held = Hold(reason, detail)
+                log.warning("%s: %s", reason, detail, extra=fields(state=reason))
 
     def release(self) -> None:
         """Inspect again."""
-        if self.held is not None:
-            log.warning("%s no longer: inspecting again", self.held.reason, extra=fields(state="running"))
-            self.states.fire(Event.CONFIRM if self.states.state is State.ERROR else Event.START)
-        self.held = None
+        with self._holding:
+            if self.held is not None:
+                log.warning("%s no longer: inspecting again", self.held.reason, extra=fields(state="running"))
+                self.states.fire(Event.CONFIRM if self.states.state is State.ERROR else Event.START)
+            self.held = None
 
     def between_parts(self, errand: Callable[[], Answer], timeout_s: float) -> Answer:
         """Run the errand while no frame is being inspected and return what it returns, or raise what it raises.
@@ -339,11 +342,15 @@ class Line:
                 if batch:
                     self._deliver(batch)
                 self._comes_round("delivery")
-                self._on_round(self.heartbeat_ns)
             except Exception:
                 self.tally.delivery_faults += len(batch)
                 parts = ", ".join(str(settled.verdict.trigger_id) for settled in batch)
                 log.exception("the verdicts of these parts could not be delivered: %s", parts)
+                continue
+            try:
+                self._on_round(self.heartbeat_ns)
+            except Exception:
+                log.exception("those who watch over the line could not be told")
 
     def _next_settled(self) -> list[Settled] | None:
         """Return the next verdict and those that came meanwhile; none where none comes soon, None at the end."""

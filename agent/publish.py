@@ -36,7 +36,6 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGABRT):  # SIGABRT: systemd's watchdog
         signal.signal(number, signal.SIG_IGN)
-    step_back()
     log_to_stderr()
     path, (ring, wake, control, settings) = Path(arguments[0]), map(int, arguments[1:])
     end = socket.socket(fileno=control)
@@ -44,6 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         with os.fdopen(settings, "rb") as file:
             station = read_station(path, file.read())
+        step_back(station.realtime)
         log_to_journal(station=station.name)
         publication = Publication(station, Ring(ring), wake, inspection, as_hello(end.recv(MOST_BYTES)))
     except TaktsightError as error:

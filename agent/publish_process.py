@@ -22,6 +22,7 @@ from agent.ring import Ring
 log = logging.getLogger(__name__)
 
 START_S = 90.0  # until it says ready: a large outbox is checked first
+POLL_S = 0.2
 HUNG_S = 30.0  # without a sign of life; a disk may take its time
 START_AGAIN_S = (0.0, 1.0, 2.0, 5.0, 10.0)  # waits before the first, second ... start after it ended of itself
 STEADY_S = 60.0  # after so long the waits begin anew
@@ -81,9 +82,14 @@ class PublishProcess:
     def start(self) -> None:
         """Start it and wait until it is ready. Raises what kept it from starting."""
         self._spawn(is_first=True)
-        if not self._answered.wait(START_S):
-            self.kill()
-            raise CommandError(f"the publish process did not start within {START_S:g} s: see the log")
+        give_up_s = time.monotonic() + START_S
+        while not self._answered.wait(POLL_S):
+            died = self._process is None or self._process.poll() is not None
+            if (died or time.monotonic() >= give_up_s) and not self._answered.wait(
+                POLL_S
+            ):  # its last word may be under way
+                self.kill()
+                raise CommandError(f"the publish process did not start within {START_S:g} s: see the log")
         if self._failure is not None:
             self.kill()
             raise error_named(*self._failure)
@@ -111,8 +117,14 @@ class PublishProcess:
         self._hang_up()
         self._process = None
 
-    def end(self) -> Ended:
-        """Let it finish: the ring tells it that the run is over. Returns what it said, or what is left in the ring."""
+    def end(self, given_up: int = 0) -> Ended:
+        """Let it finish: the ring tells it that the run is over. Returns what it said, or else what is left over.
+
+        given_up: verdicts that never came into the ring.
+        """
+        if self._process is not None and self._process.poll() is not None and self._ended is None:
+            self._hang_up()
+            self._process = None
         if self._process is None:
             self._spawn(is_first=False)
         assert self._process is not None
@@ -122,7 +134,7 @@ class PublishProcess:
             log.error("the publish process does not end: ending it")
             self.kill()
         self._hang_up()
-        return self._ended or Ended(Undelivered(0, 0), self._ring.pending)
+        return self._ended or Ended(Undelivered(0, 0), self._ring.pending + given_up)
 
     def kill(self) -> None:
         """End it as it stands."""

@@ -57,18 +57,18 @@ def go_first(settings: RealtimeSettings) -> list[str]:
     return refused
 
 
-def step_back() -> None:
-    """Let this process go last: ordinary scheduling, on the CPUs that the inspect process does not have for itself."""
-    taken, there = os.sched_getaffinity(0), set(range(os.cpu_count() or 1))
+def step_back(settings: RealtimeSettings) -> None:
+    """Let this process go last: ordinary scheduling, on CPUs that the inspect process does not have for itself."""
+    others = set(range(os.cpu_count() or 1)) - set(settings.cpus)
     try:
         if os.sched_getscheduler(0) != os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         if os.getpriority(os.PRIO_PROCESS, 0) < PUBLISH_NICE:  # one that was started nicer stays so
             os.setpriority(os.PRIO_PROCESS, 0, PUBLISH_NICE)
-        if taken != there:
-            os.sched_setaffinity(0, there - taken)
+        if settings.cpus and others:
+            os.sched_setaffinity(0, others)
     except OSError as error:  # a container, a cpuset, a filter of system calls
-        log.warning("the publish process goes as the inspect process does, on CPUs %s: %s", sorted(taken), error)
+        log.warning("the publish process goes as the inspect process does: %s", error)
 
 
 class StillHeap:

@@ -15,7 +15,7 @@ from agent import inspection
 from agent.config import read_station
 from agent.control import Answering, Asking, pair
 from agent.errors import OutboxFull
-from agent.publication import Hello, Publication
+from agent.publication import Publication
 from agent.publish import as_hello
 from agent.publish_process import Ended
 from agent.ring import Ring
@@ -29,8 +29,13 @@ class PublishThread:
         self._ours, self._theirs = pair()
         self._answering = Answering(self._ours, asked, told)
         station = read_station(station_file, settings)
-        self._make = lambda: Publication(station, Ring(os.dup(ring.descriptor)), wake, Asking(self._theirs), self._hello())
-        self._hello = lambda: as_hello(json.dumps(hello(True)).encode())
+        self._make = lambda: Publication(
+            station,
+            Ring(os.dup(ring.descriptor)),
+            wake,
+            Asking(self._theirs),
+            as_hello(json.dumps(hello(True)).encode()),
+        )
         self._results = []
         self.restarts = 0
         self.is_full = False
@@ -54,7 +59,7 @@ class PublishThread:
     def look_after(self):
         pass
 
-    def end(self):
+    def end(self, given_up=0):
         self._thread.join()
         self._answering.close()
         return Ended(*self._results[0])

@@ -1,0 +1,82 @@
+"""The reference of station.yaml says what the code reads: every key, its range, its default."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.config import read_station
+from calibration.errors import SettingsError
+
+sys.path.append(str(Path(__file__).parents[2] / "docs"))
+import make_reference
+
+PAGE = make_reference.PAGE.read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `([\w.]+)`(?: \((\w+)\))? \| (.*?) \| (.*?) \|", PAGE, re.MULTILINE)
+LIMITS = [
+    (key, kind, float(limit), sign)
+    for key, kind, span, _ in ROWS
+    for limit, sign in zip(re.findall(r"(\d+(?:\.\d+)?)(?= to | ?\w*$)", span), (-1, 1), strict=False)
+]
+
+
+@pytest.fixture
+def shortest(tmp_path):
+    """Return the page's own station.yaml, read, with more lines."""
+
+    def read(more=""):
+        text = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+        (tmp_path / "station.yaml").write_text(text + more, encoding="utf-8")
+        return read_station(tmp_path / "station.yaml")
+
+    return read
+
+
+def test_the_page_is_what_the_code_says():
+    assert make_reference.page() == PAGE, "run `python docs/make_reference.py`"
+
+
+def test_every_key_has_its_line_and_no_line_is_left_over():
+    every, _ = make_reference.keys_and_kinds()
+    assert sorted(every) == sorted(make_reference.WORDS)
+    assert sorted(key for key, *_ in ROWS) == sorted(every)
+
+
+def test_the_shortest_file_runs_on_the_defaults_that_the_page_names(shortest, tmp_path):
+    station = shortest()
+    assert (station.name, station.beat.deadline_ms) == ("cell7", 0.9 * 500)
+    assert station.outbox.folder == tmp_path / "outbox" / "cell7"
+    assert station.recipes.folder == tmp_path / "recipes" / "cell7"
+    assert station.commands.captures == tmp_path / "captures" / "cell7"
+    assert (station.mqtt, station.sparkplug, station.archive, station.output) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("missing", ["station", "recipe", "takt_ms", "camera"])
+def test_what_the_shortest_file_has_is_needed(tmp_path, missing):
+    lines = make_reference.SHORTEST.splitlines(keepends=True)
+    (tmp_path / "station.yaml").write_text("".join(line for line in lines if not line.startswith(missing)))
+    with pytest.raises(SettingsError, match=missing):
+        read_station(tmp_path / "station.yaml")
+
+
+@pytest.mark.parametrize(("key", "kind", "limit", "sign"), LIMITS)
+def test_a_value_just_beyond_a_limit_of_the_page_is_refused_by_its_key(tmp_path, key, kind, limit, sign):
+    """Read with the ordinary reader, not with the one that made the page."""
+    blocks = {"station": "a", "recipe": "a", "takt_ms": 500, "recipes": {"unsigned": "allow"}}
+    blocks["camera"] = {"kind": "folder", "path": "a"} if kind == "folder" else {"kind": "simulated"}
+    blocks |= {"mqtt": {"topic": "a/b"}, "archive": {"folder": "a"}}
+    section, _, last = key.rpartition(".")
+    (blocks.setdefault(section, {}) if section else blocks)[last] = limit + sign
+    (tmp_path / "station.yaml").write_text(json.dumps(blocks), encoding="utf-8")  # JSON is YAML
+    with pytest.raises(SettingsError, match=rf"^{re.escape(key)}: "):
+        read_station(tmp_path / "station.yaml")
+
+
+def test_limits_are_found_on_the_page_at_all():
+    assert len(LIMITS) > 40
+    assert ("camera.bit_depth", "folder", 16.0, 1) in LIMITS
+    assert ("camera.light_drift", "simulated", 0.9, 1) in LIMITS
