@@ -35,6 +35,7 @@ class Variant:
     entries: int = 4000
     scaled: bool = True  # channels brought to deviation 1
     standardised: bool = True  # each place by what held-out good parts show there
+    odd: float = patch_memory.ODD  # share of them that a place's moments leave out
     smoothed: bool = True
     top_cells: int = 3
 
@@ -46,6 +47,7 @@ VARIANTS = (
     replace(SHIPPED, name="8000 entries", entries=8000),
     replace(SHIPPED, name="channels unscaled", scaled=False),
     replace(SHIPPED, name="places not standardised", standardised=False),
+    replace(SHIPPED, name="moments of all images", odd=0.0),
     replace(SHIPPED, name="map not smoothed", smoothed=False),
     replace(SHIPPED, name="score = maximum", top_cells=1),
     replace(SHIPPED, name="score = top 1 %", top_cells=10),
@@ -98,7 +100,7 @@ def scores(good: torch.Tensor, test: torch.Tensor, variant: Variant) -> np.ndarr
         fold = np.arange(len(good)) % FOLDS
         for k in range(FOLDS):
             held_out[fold == k] = distances(good[fold == k], good[fold != k], variant)
-        usual, spread = patch_memory.moments(held_out)
+        usual, spread = patch_memory.moments(held_out, variant.odd)
         maps = (maps - usual) / spread
     if variant.smoothed:
         maps = patch_memory.smoothed(maps)

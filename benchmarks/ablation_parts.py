@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from machine import describe
 from sklearn.metrics import roc_auc_score
 
 from calibration.preprocess import View
-from trainer.data import GOOD, Pictures, folds, read_dataset, survey
+from trainer.data import GOOD, Dataset, Item, Pictures, folds, read_dataset, survey
 from trainer.detectors import patch_layout
 from trainer.fit import prepared_item
 from trainer.learning import Material, Options, in_chunks
@@ -53,21 +54,23 @@ def main() -> int:
 def scores(root: Path, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (each part's standardised score of the test images (m, 3), defective (m,))."""
     dataset = read_dataset(root)
-    pictures = Pictures(dataset.photometric)
-    found = survey(dataset.good, pictures)
-    view = View(256, 256, found.colour > 0, found.size, fixed_size=False)
     order = np.random.default_rng(seed).permutation(len(dataset.good))
     good = [dataset.good[index] for index in sorted(order[: round(share * len(order))])]
-    batches = [
-        torch.from_numpy(np.concatenate([prepared_item(item, pictures, view, None).batch for item in items]))
-        for items in (good, dataset.test)
-    ]
+    batches = [as_batch(items, dataset) for items in (good, dataset.test)]
     material = Material(batches[0], torch.ones(256, 256), folds(good, FOLDS, seed), Path("unused"))
     module = patch_layout.fit(material, Options(seed=seed), lambda *_: None).module
     assert isinstance(module, patch_layout.PatchLayout)
     raw = in_chunks(Parts(module), batches[1], lambda *_: None, "test")[0]
     standardised = (raw - module.weighing.centre) / module.weighing.scale
     return standardised.numpy(), np.array([item.label != GOOD for item in dataset.test])
+
+
+def as_batch(items: Sequence[Item], dataset: Dataset) -> torch.Tensor:
+    """Return (n, C, 256, 256): the images as the detector sees them, not registered."""
+    pictures = Pictures(dataset.photometric)
+    found = survey(dataset.good, pictures)
+    view = View(256, 256, found.colour > 0, found.size, fixed_size=False)
+    return torch.from_numpy(np.concatenate([prepared_item(item, pictures, view, None).batch for item in items]))
 
 
 class Parts(torch.nn.Module):

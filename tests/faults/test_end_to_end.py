@@ -110,7 +110,8 @@ def test_a_command_reaches_the_line_and_its_reply_comes_back(tmp_path, broker):
     settings.write_text(settings.read_text() + "commands: {allow: [pause, resume, selftest, capture, threshold]}\n")
     agent.start()
     try:
-        wait_until((tmp_path / "archive" / "verdicts.jsonl").exists, 30)
+        archived = tmp_path / "archive" / "verdicts.jsonl"
+        wait_until(lambda: "connected" in agent.output and archived.exists(), 30)
 
         def send(command, **arguments):
             return send_command(ROOT, command, arguments, issuer="planner", port=broker.port)

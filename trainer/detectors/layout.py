@@ -1,6 +1,6 @@
 """Layout: is the picture as a whole a mixture of what good parts show?
 
-Features at stride 16, averaged in a 4x4 grid, make one long vector per image. Principal components of the good images
+Features at stride 16, averaged in an 8x8 grid, make one long vector per image. Principal components of the good images
 rebuild it; what they cannot rebuild is the anomaly. It sees what no patch shows: light, a missing or wrong piece.
 Source: DFM, Ahuja et al. 2019 (arXiv:1909.11786), the feature reconstruction error.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-GRID = 4
+GRID = 8
 VARIANCE = 0.97  # share of the good images' variance that the components keep
 
 
@@ -36,12 +36,12 @@ class Layout(nn.Module):
 
 
 class Grid(nn.Module):
-    """Features (N, D, h', w') -> (N, 16 D): means over a 4x4 grid, as two products, static for every size."""
+    """Features (N, D, h', w') -> (N, 64 D): means over an 8x8 grid, as two products, static for every size."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("rows", F.adaptive_avg_pool1d(torch.eye(height), GRID).T.contiguous())  # (4, h')
-        self.register_buffer("columns", F.adaptive_avg_pool1d(torch.eye(width), GRID).contiguous())  # (w', 4)
+        self.register_buffer("rows", F.adaptive_avg_pool1d(torch.eye(height), GRID).T.contiguous())  # (8, h')
+        self.register_buffer("columns", F.adaptive_avg_pool1d(torch.eye(width), GRID).contiguous())  # (w', 8)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return one vector per image."""

@@ -102,7 +102,7 @@ class Weighing(nn.Module):
 
 
 class Features(nn.Module):
-    """(N, C, h, w) -> [(N, 64, h/8, w/8), (N, 152, h/8, w/8), (N, 1792)]: Gaussians, memory, layout; one backbone."""
+    """(N, C, h, w) -> [(N, 64, h/8, w/8), (N, 152, h/8, w/8), (N, 7168)]: Gaussians, memory, layout; one backbone."""
 
     def __init__(self, options: Options, height: int, width: int) -> None:
         super().__init__()

@@ -4,8 +4,8 @@ A memory of mid-level features with a greedy coreset, as in PatchCore (Roth et a
 differences that were measured (docs/detectors.md):
 
 * features at strides 8 and 16, each channel brought to mean 0 and deviation 1 over the good patches;
-* each place of the map is standardised by the mean and deviation that held-out good parts have there, because edges
-  and highlights vary more than plain surfaces, and border cells differ from inner ones by their padding;
+* each place of the map is standardised by the mean and deviation that held-out good parts have there, without the
+  strangest 5 %, because edges and highlights vary more than plain surfaces, and border cells differ by their padding;
 * the score is the mean of the highest 0.3 % of the smoothed map: steadier than its maximum.
 """
 
@@ -27,6 +27,7 @@ TOP_SHARE = 0.003  # of the map's cells, for the score: 3 of 32 x 32
 FLOOR = 0.3  # share of the mean deviation added to every place's own
 CANDIDATES = 30_000  # patches that the coreset is chosen from
 SKETCH = 64  # dimensions of the random projection that the coreset is chosen in
+ODD = 0.05  # share of the held-out images that a place's moments leave out: the strangest there
 NEAREST = 1.0  # distances below it count as this: |x - m|^2 as x^2 + m^2 - 2xm is rounding noise there, and no defect
 SMOOTHING = (0.06136, 0.24477, 0.38774, 0.24477, 0.06136)  # Gaussian, sigma = 1 cell
 
@@ -187,10 +188,16 @@ def standardised_folds(distances: Tensor, fold: NDArray[np.int64]) -> Tensor:
     return maps
 
 
-def moments(distances: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (usual, spread), each (1, 1, h', w'): mean and deviation over images, shared among 5x5 neighbours."""
-    usual = _shared(distances.mean(0, keepdim=True))
-    spread = _shared(distances.var(0, correction=0, keepdim=True)).sqrt()
+def moments(distances: Tensor, odd: float = ODD) -> tuple[Tensor, Tensor]:
+    """Return (usual, spread), each (1, 1, h', w'): mean and deviation over images, shared among 5x5 neighbours.
+
+    At each place the highest share `odd` of the images is left out, rounded up, but never all: a defective part among
+    the good ones, or a single odd one, would otherwise widen what passes there.
+    """
+    kept = max(1, len(distances) - math.ceil(odd * len(distances)))
+    usually = distances.sort(0).values[:kept]
+    usual = _shared(usually.mean(0, keepdim=True))
+    spread = _shared(usually.var(0, correction=0, keepdim=True)).sqrt()
     return usual, spread + FLOOR * spread.mean() + 1e-6
 
 
