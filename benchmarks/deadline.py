@@ -218,10 +218,10 @@ def sampled(pid: int) -> list[Sample]:
     try:
         publish = next(child for thread in Path(f"/proc/{pid}/task").iterdir() for child in children_of(thread))
         cpu_s = cpu_seconds(pid) + cpu_seconds(publish)
-    except (OSError, StopIteration):
+        whole = [memory_bytes(one) / 2**20 for one in (pid, publish)]
+        own = [own_mib(one) for one in (pid, publish)]
+    except (OSError, StopIteration, IndexError):  # IndexError: it ended, and has no memory any more
         return []
-    whole = (memory_bytes(one) / 2**20 for one in (pid, publish))
-    own = (own_mib(one) for one in (pid, publish))
     return [Sample(time.monotonic(), *whole, *own, cpu_s)]
 
 

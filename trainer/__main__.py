@@ -27,7 +27,7 @@ def commands() -> None:
 @commands.command("fit", epilog="Example: taktsight-trainer fit images/flange --recipe flange.recipe")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", required=True, type=click.Path(path_type=Path), help="File to write.")
-@click.option("--detector", default="patch_memory", show_default=True, help="An unknown name lists all there are.")
+@click.option("--detector", default="patch_layout", show_default=True, help="An unknown name lists all there are.")
 @click.option("--size", default="256", show_default=True, help="Detector input in px: SIDE or HEIGHTxWIDTH.")
 @click.option(
     "--registration",

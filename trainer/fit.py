@@ -54,7 +54,7 @@ class FitRequest:
     """What the user asked for."""
 
     recipe: Path
-    detector: str = "patch_memory"
+    detector: str = "patch_layout"
     height: int = 256
     width: int = 256
     registration: str = "auto"  # auto | on | off
