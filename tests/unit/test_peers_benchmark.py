@@ -41,7 +41,7 @@ def category(tmp_path) -> Path:
 
 
 def settings(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"size": 256, "seed": 0, **given})
+    return argparse.Namespace(**{"size": 256, "seed": 0, "own_coreset": False, **given})
 
 
 def answer(lists: dict, scores: tuple = (1.0, 2.0, 3.0, 4.0), exported: tuple = (1.0, 2.0, 3.0, 4.0)) -> dict:
@@ -106,7 +106,9 @@ def test_a_stored_answer_is_taken_only_for_the_same_lists_and_settings(peers, ca
     assert peers.answered(file, lists, compute, settings(seed=1), "padim") == {"fit_s": 2}
     fewer = peers.file_lists(peers.thinned(dataset, 3))
     assert peers.answered(file, fewer, compute, settings(seed=1), "padim") == {"fit_s": 3}
-    assert calls == [(0, "padim"), (1, "padim"), (1, "padim")]
+    whole = settings(seed=1, own_coreset=True)
+    assert peers.answered(file, fewer, compute, whole, "padim") == {"fit_s": 4}
+    assert calls == [(0, "padim"), *[(1, "padim")] * 3]
 
 
 def test_a_race_is_run_again_when_an_answer_that_it_rests_on_is_new(peers, category, tmp_path):
