@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from agent.config import read_station
 from calibration.errors import SettingsError
 
 sys.path.append(str(Path(__file__).parents[2] / "docs"))
 import make_reference
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 PAGE = make_reference.PAGE.read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([\w.]+)`(?: \((\w+)\))? \| (.*?) \| (.*?) \|", PAGE, re.MULTILINE)
@@ -74,6 +77,23 @@ def test_a_value_just_beyond_a_limit_of_the_page_is_refused_by_its_key(tmp_path,
     (tmp_path / "station.yaml").write_text(json.dumps(blocks), encoding="utf-8")  # JSON is YAML
     with pytest.raises(SettingsError, match=rf"^{re.escape(key)}: "):
         read_station(tmp_path / "station.yaml")
+
+
+def keys_of(block, above=""):
+    """Yield the full name of every key that holds a value."""
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_every_example_of_station_yaml_names_keys_that_exist(page):
+    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        example = yaml.safe_load(block)
+        if not {"scrape_configs", "groups"} & set(example):  # Prometheus
+            assert [key for key in keys_of(example) if key not in make_reference.WORDS] == []
 
 
 def test_limits_are_found_on_the_page_at_all():
