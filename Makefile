@@ -14,7 +14,7 @@ OPTIONS ?=
 TOOLS := build/tools
 TOOLS_STAMP := $(TOOLS)/.installed
 
-.PHONY: demo test check format clean install lock sbom audit bundle deb
+.PHONY: demo test check format docs clean install lock sbom audit bundle deb
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
@@ -32,6 +32,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The page of station.yaml's keys, from the code that reads them
+docs: $(STAMP)
+	$(BIN)/python docs/make_reference.py
 
 $(STAMP): pyproject.toml subscriber/pyproject.toml
 	$(PYTHON) -m venv $(VENV)

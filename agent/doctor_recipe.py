@@ -96,7 +96,7 @@ def inference_finding(took_ms: list[float], beat: Beat) -> Finding:
 def thresholds_finding(recipe: Recipe, label: str) -> Finding:
     """Return whether thresholds were fitted on this precision. label: "openvino f32, 2 threads"."""
     fitted_on, precision = recipe.thresholds.fitted_on, label.partition(",")[0].rpartition(" ")[2]
-    if precision in fitted_on.split():
+    if precision in fitted_on.replace(",", " ").split():
         return ok("recipe.thresholds", f"fitted on {fitted_on}, {recipe.thresholds.n_good} good parts")
     return warn(
         "recipe.thresholds",

@@ -89,6 +89,7 @@ def test_the_engine_may_take_60_percent_of_the_deadline(took_ms, grade):
     ("fitted_on", "label", "grade"),
     [
         ("torch f32", "openvino f32, 2 threads", "ok"),
+        ("openvino f32, 2 threads", "openvino f32, 2 threads", "ok"),
         ("openvino bf16, 2 threads", "openvino f32, 2 threads", "warn"),
         ("torch f32", "openvino bf16, 2 threads", "warn"),
     ],
