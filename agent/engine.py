@@ -57,18 +57,24 @@ def prove(engine: Engine, recipe: Recipe, tolerance: float) -> float:
 
     Raises EngineError if it is above tolerance: such an engine must not judge parts.
     """
-    differences = [0.0]
-    for batch, score, peak in zip(
-        recipe.selftest.batches, recipe.selftest.scores, recipe.selftest.map_peaks, strict=True
+    differences, told = [0.0], [""]
+    for number, (batch, score, peak) in enumerate(
+        zip(recipe.selftest.batches, recipe.selftest.scores, recipe.selftest.map_peaks, strict=True), start=1
     ):
         anomaly_map, found = engine.infer(batch[None])
+        found_peak = float(anomaly_map.max())
         differences.append(abs(found - score) / max(abs(score), recipe.thresholds.score))
-        differences.append(abs(float(anomaly_map.max()) - peak) / max(abs(peak), recipe.thresholds.map))
-    worst = float(np.max(differences))  # np.max hands a NaN on, max() would lose it
+        differences.append(abs(found_peak - peak) / max(abs(peak), recipe.thresholds.map))
+        told += [
+            f"score {found:.6g} for {score:.6g} on part {number}",
+            f"map {found_peak:.6g} for {peak:.6g} on {number}",
+        ]
+    place = int(np.argmax(differences))  # of a NaN, if there is one
+    worst = differences[place]
     if not worst <= tolerance:  # `not <=`: a NaN must fail too
         raise EngineError(
-            f"{engine.label} differs from the trainer's answers by {worst:.1e} of the threshold, at most "
-            f"{tolerance:g} is allowed: choose another engine or precision in station.yaml"
+            f"{engine.label} differs from the trainer's answers by {worst:.1e} of the threshold (self-test: "
+            f"{told[place]}), at most {tolerance:g} is allowed: choose another engine or precision in station.yaml"
         )
     return worst
 
