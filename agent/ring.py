@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 import time
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -103,6 +104,7 @@ class Ring:
         self._open_places: dict[int, int] = {}
         self._placeless: set[int] = set()  # open, but the table was full
         self._seen = self._head[_Place.READ]  # records read, released or not
+        self._let_go = weakref.finalize(self, os.close, descriptor)  # whoever forgets to close
 
     @classmethod
     def make(cls, *, slots: int, slot_bytes: int, picture_bytes: int) -> Ring:
@@ -155,7 +157,7 @@ class Ring:
         self._head.release()
         self._view.release()
         self._memory.close()
-        os.close(self.descriptor)
+        self._let_go()
 
     # The writer's side
 

@@ -1,2 +1,17 @@
+import gc
+
+import pytest
+
+
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="more rounds and longer loads in tests/faults, by hand")
+
+
+@pytest.fixture(autouse=True)
+def living_heap():
+    """Undo what an inspect process does to its heap: one inside a test must not stop collection for the rest."""
+    yield
+    if not gc.isenabled():
+        gc.unfreeze()
+        gc.enable()
+        gc.collect()

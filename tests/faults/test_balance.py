@@ -300,7 +300,7 @@ class World:
     def hang_up(self) -> None:
         if self.publication is not None:
             self.publication._inspection.close()
-            os.close(self.publication._ring.descriptor)
+            self.publication._ring._let_go()
             self.ours.close()
             self.publication = None
 

@@ -62,6 +62,7 @@ class PublishThread:
     def end(self, given_up=0):
         self._thread.join()
         self._answering.close()
+        self._theirs.close()
         return Ended(*self._results[0])
 
 

@@ -400,9 +400,9 @@ def test_a_torn_word_is_never_shown(ring):
             ring.post(b"%d," % number * (1 + number % 400))
 
     pid = in_a_fork(post)
-    newest, words, end_s = -1, 0, time.monotonic() + 0.5
+    newest, words, end_s = -1, 0, time.monotonic() + 20.0
     try:
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s and (words <= 500 or newest <= 100):
             if word := ring.board():
                 numbers = word.rstrip(b",").split(b",")
                 assert len(set(numbers)) == 1
