@@ -147,7 +147,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of categories in MVTec AD layout")
     parser.add_argument("--out", type=Path, help="CSV to write")
     parser.add_argument("--categories", nargs="*", help="only these")
-    parser.add_argument("--detectors", nargs="*", default=["patch_memory"])
+    parser.add_argument("--detectors", nargs="*", default=["patch_layout"])
     parser.add_argument("--engines", nargs="*", default=["openvino", "onnxruntime"])
     parser.add_argument("--registration", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--size", type=int, default=256)
