@@ -128,7 +128,8 @@ class Inspection:
         self._supervisor.extend(STOP_MARGIN_S)
         self._hand_over_the_rest()
         self._say_goodbye()
-        ended = self._publisher.end(self._handover.given_up + self._handover.unwritten)
+        given_up = self._handover.given_up + self._handover.unwritten
+        ended = self._publisher.end(given_up, lambda: self._supervisor.extend(STOP_MARGIN_S))
         log.info("stopped", extra=self._as_fields("stopped"))
         return tally, ended
 

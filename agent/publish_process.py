@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -117,10 +118,11 @@ class PublishProcess:
         self._hang_up()
         self._process = None
 
-    def end(self, given_up: int = 0) -> Ended:
+    def end(self, given_up: int = 0, goes_on: Callable[[], object] = lambda: None) -> Ended:
         """Let it finish: the ring tells it that the run is over. Returns what it said, or else what is left over.
 
-        given_up: verdicts that never came into the ring.
+        It has all the time that it needs while it goes on storing, and END_S for the rest.
+        given_up: verdicts that never came into the ring. goes_on: is called about once a second meanwhile.
         """
         if self._process is not None and self._process.poll() is not None and self._ended is None:
             self._hang_up()
@@ -128,11 +130,17 @@ class PublishProcess:
         if self._process is None:
             self._spawn(is_first=False)
         assert self._process is not None
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            log.error("the publish process does not end: ending it")
-            self.kill()
+        pending, give_up_s = self._ring.pending, time.monotonic() + HUNG_S + END_S
+        while self._process is not None:
+            goes_on()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+                break
+            if self._ring.pending < pending:
+                pending, give_up_s = self._ring.pending, time.monotonic() + HUNG_S + END_S
+            if time.monotonic() >= give_up_s:
+                log.error("the publish process does not end: ending it")
+                self.kill()
         self._hang_up()
         return self._ended or Ended(Undelivered(0, 0), self._ring.pending + given_up)
 

@@ -59,7 +59,7 @@ class PublishThread:
     def look_after(self):
         pass
 
-    def end(self, given_up=0):
+    def end(self, given_up=0, goes_on=None):
         self._thread.join()
         self._answering.close()
         self._theirs.close()

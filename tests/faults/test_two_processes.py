@@ -71,7 +71,7 @@ class Plant:
 
     def settle(self):
         """End the agent in peace and return all verdicts once the MES has them."""
-        self.agent.stop()
+        self.agent.stop(120.0)
         stored = [json.loads(line) for line in (self.folder / "archive" / "verdicts.jsonl").read_text().splitlines()]
         wait_until(lambda: len(self.verdicts()) >= len({(one["epoch"], one["seq"]) for one in stored}), 30)
         return self.verdicts()
