@@ -75,20 +75,15 @@ class PublishProcess:
         self._start_again_s = 0.0
         self.restarts = 0
 
-    @property
-    def process_id(self) -> int | None:
-        """Of the one that runs now."""
-        return None if self._process is None else self._process.pid
-
     def start(self) -> None:
         """Start it and wait until it is ready. Raises what kept it from starting."""
         self._spawn(is_first=True)
         give_up_s = time.monotonic() + START_S
         while not self._answered.wait(POLL_S):
             died = self._process is None or self._process.poll() is not None
-            if (died or time.monotonic() >= give_up_s) and not self._answered.wait(
-                POLL_S
-            ):  # its last word may be under way
+            if not died and time.monotonic() < give_up_s:
+                continue
+            if not self._answered.wait(POLL_S):  # its last word may be under way
                 self.kill()
                 raise CommandError(f"the publish process did not start within {START_S:g} s: see the log")
         if self._failure is not None:
