@@ -219,7 +219,7 @@ def _output(section: Section) -> Path | None:
 
 def _realtime(section: Section) -> RealtimeSettings:
     return RealtimeSettings(
-        priority=section.whole("priority", 0, minimum=0, maximum=99),
+        priority=section.whole("priority", minimum=0, maximum=99) if section.has("priority") else None,
         cpus=section.whole_list("cpus"),
         lock_memory=section.flag("lock_memory", False),
     )

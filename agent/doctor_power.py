@@ -136,7 +136,7 @@ def memory(machine: Machine) -> Iterator[Finding]:
 
 
 def real_time(machine: Machine) -> Iterator[Finding]:
-    """Yield what the kernel leaves to threads with real-time priority: see systemd/drop-ins/realtime.conf."""
+    """Yield what the kernel leaves to threads with real-time priority: see `realtime.priority`."""
     runtime_us = machine.whole("proc/sys/kernel/sched_rt_runtime_us")
     period_us = machine.whole("proc/sys/kernel/sched_rt_period_us")
     if runtime_us is None or not period_us:
@@ -152,7 +152,7 @@ def real_time(machine: Machine) -> Iterator[Finding]:
         yield warn(
             "real_time",
             "none at all (sched_rt_runtime_us is 0)",
-            "950000: else the drop-in realtime.conf does nothing",
+            "950000: else the agent cannot go before other work",
             "sysctl kernel.sched_rt_runtime_us=950000",
         )
     else:

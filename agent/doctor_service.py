@@ -64,7 +64,7 @@ def granted(case: Case) -> Iterator[Finding]:
     if asked == RealtimeSettings():
         return
     refused = []
-    if asked.priority > (most := _limit(case, facts, "LimitRTPRIO", resource.RLIMIT_RTPRIO)):
+    if asked.priority and asked.priority > (most := _limit(case, facts, "LimitRTPRIO", resource.RLIMIT_RTPRIO)):
         refused.append(f"priority {asked.priority}, {most:g} allowed")
     if asked.priority and facts.get("RestrictRealtime") == "yes":
         refused.append("RestrictRealtime=yes")
@@ -78,10 +78,12 @@ def granted(case: Case) -> Iterator[Finding]:
             "service.real_time",
             "; ".join(refused),
             "what realtime in station.yaml asks for",
-            "mend the unit's drop-in (systemd/drop-ins/realtime.conf shows one), or ask for less",
+            "mend the unit's drop-ins (systemd/drop-ins/realtime.conf is one), or ask for less",
         )
     else:
-        yield ok("service.real_time", f"priority {asked.priority}, CPUs {list(asked.cpus) or 'all'}: granted")
+        yield ok(
+            "service.real_time", f"priority {asked.priority or 'as allowed'}, CPUs {list(asked.cpus) or 'all'}: granted"
+        )
 
 
 def span_s(text: str) -> float | None:

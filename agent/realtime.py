@@ -10,6 +10,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 from dataclasses import dataclass
 
 import cv2
@@ -19,13 +20,16 @@ log = logging.getLogger(__name__)
 LOCK_NOW, LOCK_LATER = 1, 2  # mlockall(2): MCL_CURRENT, MCL_FUTURE
 YOUNG_EVERY, ALL_EVERY = 16, 1024  # parts between two collections
 PUBLISH_NICE = 5
+PRIORITY = 20  # where nobody asks for another: above ordinary threads, below the kernel's for interrupts (50)
 
 
 @dataclass(frozen=True, slots=True)
 class RealtimeSettings:
-    """What station.yaml says; the defaults leave things as the service manager set them."""
+    """What station.yaml says; the defaults take what the service manager allows."""
 
-    priority: int = 0  # 1..99: SCHED_FIFO for the inspect process; 0: as started
+    priority: int | None = (
+        None  # 1..99: SCHED_FIFO for the inspect process; 0: as started; None: see `allowed_priority`
+    )
     cpus: tuple[int, ...] = ()  # for the inspect process alone; none: as started
     lock_memory: bool = False  # nothing of the inspect process is ever paged out
 
@@ -43,18 +47,29 @@ def go_first(settings: RealtimeSettings) -> list[str]:
         except (OSError, ValueError, OverflowError) as error:  # there is no such number
             why = error.strerror if isinstance(error, OSError) else error
             refused.append(f"realtime.cpus {list(settings.cpus)}: {why}: name CPUs of this machine")
-    if settings.priority:
+    priority = allowed_priority() if settings.priority is None else settings.priority
+    if priority:
         try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(settings.priority))
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
         except OSError as error:
             refused.append(
-                f"realtime.priority {settings.priority}: {error.strerror}: raise LimitRTPRIO (drop-ins/realtime.conf)"
+                f"realtime.priority {priority}: {error.strerror}: raise LimitRTPRIO, or ask for 0 where the kernel "
+                "allows none (doctor, real_time)"
             )
     if settings.lock_memory and ctypes.CDLL(None, use_errno=True).mlockall(LOCK_NOW | LOCK_LATER) != 0:
         refused.append(f"realtime.lock_memory: {os.strerror(ctypes.get_errno())}: raise LimitMEMLOCK")
     for line in refused:
         log.warning("%s", line)
     return refused
+
+
+def allowed_priority() -> int:
+    """Return the priority of a station that names none: 20, or less where RLIMIT_RTPRIO is less; 0 by hand.
+
+    A root's shell could have any, but its limit is 0: what runs there is a trial beside other work.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_RTPRIO)
+    return PRIORITY if limit == resource.RLIM_INFINITY else min(PRIORITY, limit)
 
 
 def step_back(settings: RealtimeSettings) -> None:

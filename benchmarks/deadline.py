@@ -1,9 +1,11 @@
 """The promise under load: one trigger, one verdict, within the takt, with everything else on the same cores.
 
-    python benchmarks/deadline.py --takt-ms 50 --minutes 5 [--out DIR] [--csv FILE] [--picture FILE]
+    python benchmarks/deadline.py --takt-ms 50 --minutes 5 [--nice -10] [--resume] [--out DIR] [--csv FILE]
+        [--picture FILE]
 
-The real agent as its own processes (inspect, publish), mosquitto and taktsight-subscribe beside it, a simulated camera
-with frames of 1 megapixel drawn beforehand, the default detector on openvino with 2 threads. Cases:
+The real agent as its own processes (inspect, publish), as nice as its unit starts it, mosquitto and taktsight-subscribe
+beside it, a simulated camera with frames of 1 megapixel drawn beforehand, the default detector on openvino with
+2 threads. Cases:
 
     quiet     nothing else to do
     hog       a process at 100 % on every core
@@ -20,12 +22,11 @@ import argparse
 import csv
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,11 @@ from deadline_figures import (
     wrong,
 )
 from deadline_picture import draw
+from deadline_programs import PATIENCE_S, TOPIC, broker, ended_with, hogs, sampled, size_of, subscriber
 from latency import learnt_in_a_process
 from machine import describe
 
 from agent.engine import EngineSettings, open_engine
-from agent.health import memory_bytes
 from agent.pipeline import Pipeline
 from agent.simulation import LineSettings, SimulatedLine
 from calibration.frame import Frame
@@ -63,12 +64,11 @@ RECIPE = "flange.recipe"
 SIDE_PX, INPUT_PX = 1000, 256
 PARTS = 100  # drawn beforehand; they come round and round
 DEFECT_SHARE = 0.2
-TOPIC = "acme/plant1/hall2/line3/cell7"
 SAMPLE_EVERY_S = 1.0
-PATIENCE_S = 120.0  # for an agent to start, to end, and for the MES to have it all
-HOG = "while True: pass"
+UNIT_NICE = -10  # systemd/taktsight-agent@.service
 CASES = (
     Case("quiet", "quiet"),
+    Case("quiet, FIFO", "quiet-fifo", priority=20),
     Case("hog", "hog", hog=True),
     Case("hog + heap", "heap", hog=True, heap=True),
     Case("hog, FIFO", "hog-fifo", hog=True, priority=20),
@@ -85,13 +85,19 @@ def main() -> int:
     print(
         f"{count} parts a case, one every {arguments.takt_ms:g} ms, frames {SIDE_PX}x{SIDE_PX} gray, {PARTS} different"
     )
+    if not may_be_nice(arguments.nice):
+        arguments.nice = 0
+    print(f"the agent is started with nice {arguments.nice}")
     recipe = out / RECIPE
     if not recipe.exists():
         learnt_in_a_process(recipe, INPUT_PX, colour=False, side_px=SIDE_PX)
     said = at_leisure(recipe, arguments.threads)
     runs = []
     for case in chosen(arguments.cases):
-        run = carried_out(case, out, station_settings(out, arguments), count)
+        run = None
+        if arguments.resume:
+            run = kept(case, out, arguments.takt_ms, count)
+        run = run or carried_out(case, out, station_settings(out, arguments), count, arguments.nice)
         show(run, said)
         runs.append(run)
     show_all(runs, said)
@@ -116,6 +122,12 @@ def chosen(names: Sequence[str]) -> list[Case]:
         return wanted
     print("SCHED_FIFO is not allowed here: the cases with it are left out (ulimit -r, or run as root)")
     return [case for case in wanted if not case.priority]
+
+
+def may_be_nice(nice: int) -> bool:
+    """Return whether this user may start a process so nice."""
+    started = subprocess.run(["nice", "-n", str(nice), "nice"], capture_output=True, text=True, check=False)
+    return started.stdout.strip() == str(nice)
 
 
 def may_go_first() -> bool:
@@ -147,7 +159,7 @@ def at_leisure(recipe: Path, threads: int) -> list[Said]:
     return said
 
 
-def carried_out(case: Case, out: Path, settings: dict[str, Any], count: int) -> Run:
+def carried_out(case: Case, out: Path, settings: dict[str, Any], count: int, nice: int) -> Run:
     """Run the agent through one case and return what it left."""
     folder = out / case.file
     shutil.rmtree(folder, ignore_errors=True)
@@ -161,10 +173,22 @@ def carried_out(case: Case, out: Path, settings: dict[str, Any], count: int) -> 
         mqtt = {"topic": TOPIC, "port": port, "consumers": ["mes"]}
         wanted = {**settings, "mqtt": mqtt, "realtime": {"priority": case.priority}}
         station.write_text(yaml.safe_dump(wanted, sort_keys=False))
-        samples = agent_run(case, station, count, settings["takt_ms"])
+        samples = agent_run(case, station, count, settings["takt_ms"], nice)
         ended_with(mes, folder / "mes.log")
     write_csv(folder / "samples.csv", [field.name for field in fields(Sample)], map(astuple, samples))
     return read_run(case, folder, settings["takt_ms"], settings["deadline_ms"], samples)
+
+
+def kept(case: Case, out: Path, takt_ms: float, count: int) -> Run | None:
+    """Return what an earlier run of the same length left of a case, if it came to its end."""
+    folder = out / case.file
+    file = folder / "samples.csv"
+    if not file.is_file():
+        return None
+    with file.open(newline="") as table:
+        samples = [Sample(**{name: float(value) for name, value in row.items()}) for row in csv.DictReader(table)]
+    run = read_run(case, folder, takt_ms, 0.9 * takt_ms, samples)
+    return run if run.triggers == count else None
 
 
 def station_settings(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -190,10 +214,10 @@ def station_settings(out: Path, arguments: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def agent_run(case: Case, station: Path, count: int, takt_ms: float) -> list[Sample]:
+def agent_run(case: Case, station: Path, count: int, takt_ms: float, nice: int) -> list[Sample]:
     """Run the agent to its end; return what its two processes used while parts went by."""
     program = [str(HERE / "deadline_heap.py")] if case.heap else ["-m", "agent"]
-    command = [sys.executable, *program, "run", str(station), "--count", str(count)]
+    command = ["nice", "-n", str(nice), sys.executable, *program, "run", str(station), "--count", str(count)]
     folder, samples = station.parent, []
     with (folder / "agent.log").open("w") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
@@ -211,99 +235,6 @@ def agent_run(case: Case, station: Path, count: int, takt_ms: float) -> list[Sam
             process.kill()
             process.wait()
     return samples
-
-
-def sampled(pid: int) -> list[Sample]:
-    """Return the two processes' memory and time, or nothing where one of them is not there."""
-    try:
-        publish = next(child for thread in Path(f"/proc/{pid}/task").iterdir() for child in children_of(thread))
-        cpu_s = cpu_seconds(pid) + cpu_seconds(publish)
-        whole = [memory_bytes(one) / 2**20 for one in (pid, publish)]
-        own = [own_mib(one) for one in (pid, publish)]
-    except (OSError, StopIteration, IndexError):  # IndexError: it ended, and has no memory any more
-        return []
-    return [Sample(time.monotonic(), *whole, *own, cpu_s)]
-
-
-def children_of(thread: Path) -> list[int]:
-    """Return the processes that a thread started."""
-    return [int(child) for child in (thread / "children").read_text(encoding="ascii").split()]
-
-
-def own_mib(pid: int) -> float:
-    """Return how much memory a process shares with nobody: no files, not the ring between the two."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return how long a process has kept cores busy."""
-    after_name = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def size_of(path: Path) -> int:
-    """Return how long a file is; 0 where it is not there yet."""
-    return path.stat().st_size if path.exists() else 0
-
-
-@contextmanager
-def broker(folder: Path) -> Iterator[int]:
-    """Run mosquitto on a free loopback port; yield the port once it listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    settings = f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nlog_dest none\n"
-    (folder / "mosquitto.conf").write_text(settings)
-    with running(["mosquitto", "-c", str(folder / "mosquitto.conf")], folder / "mosquitto.log"):
-        give_up_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up_s:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield port
-
-
-@contextmanager
-def subscriber(folder: Path, port: int, count: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the MES's side: it ends when it has so many parts."""
-    command = [str(Path(sys.executable).parent / "taktsight-subscribe"), "run", TOPIC, "--consumer", "mes"]
-    command += ["--store", str(folder / "mes.sqlite"), "--port", str(port), "--count", str(count)]
-    with running(command, folder / "mes.log") as process:
-        yield process
-
-
-@contextmanager
-def hogs() -> Iterator[None]:
-    """Keep every core busy."""
-    with ExitStack() as stack:
-        for _ in os.sched_getaffinity(0):
-            stack.enter_context(running([sys.executable, "-c", HOG], Path(os.devnull)))
-        yield
-
-
-@contextmanager
-def running(command: list[str], log_file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program beside us, and end it at the end."""
-    with log_file.open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def ended_with(process: subprocess.Popen[bytes], log_file: Path) -> None:
-    """Wait for the end of a program; give up on one that fails."""
-    try:
-        code: int | None = process.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        code = None
-    if code != 0:
-        tail = log_file.read_text(encoding="utf-8")[-3000:]
-        raise SystemExit(f"{tail}\n{log_file}: exit code {code}, wanted 0: see above")
 
 
 def show(run: Run, said: Sequence[Said]) -> None:
@@ -386,8 +317,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--takt-ms", type=float, default=50.0)
     parser.add_argument("--minutes", type=float, default=5.0, help="of every case")
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
+    parser.add_argument("--nice", type=int, default=UNIT_NICE, help="of the agent; by hand: 0")
     parser.add_argument("--cases", nargs="*", default=[], choices=[case.file for case in CASES], help="all")
     parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "deadline", help="recipe, logs, databases")
+    parser.add_argument("--resume", action="store_true", help="read the cases that --out holds, run the others")
     parser.add_argument("--csv", type=Path, help="else in --out")
     parser.add_argument("--picture", type=Path, help="PNG; else in --out")
     return parser.parse_args()

@@ -34,6 +34,7 @@ DEFAULTS = {  # of keys that say "not given", and what stands in then
     "commands.captures": BESIDE.format("captures"),
     "mqtt.client_id": "from the topic",
     "realtime.cpus": "all",
+    "realtime.priority": "20 under the unit, 0 by hand",
     "sparkplug.device": "the station's name",
 }
 KINDS = {"number": "number", "whole": "whole number", "flag": "`true` or `false`", "text": "text", "path": "path",
@@ -59,7 +60,7 @@ ABOUT = {
     "mqtt": "Left out: no broker; verdicts are in the archive alone. See [connect the MES](connect-the-mes.md).",
     "archive": "Left out: nothing is archived.",
     "health": "See [health](health.md).",
-    "realtime": "Needs the drop-in [realtime.conf](install.md#as-a-service).",
+    "realtime": "CPUs and locked memory need the drop-in [realtime.conf](install.md#as-a-service).",
     "sparkplug": "Left out: no Sparkplug. Needs `mqtt`. See [connect the MES](connect-the-mes.md#sparkplug-b).",
 }
 SHORTEST = """\
@@ -131,7 +132,7 @@ WORDS = {
     "archive.pictures": "of which parts; `rejects`: parts without verdict too",
     "archive.max_mb": "of pictures; the oldest go first, verdict lines never",
     "health.port": "on 127.0.0.1, for `taktsight-agent top` and Prometheus; 0: off; each station needs its own",
-    "realtime.priority": "SCHED_FIFO for the inspect process; 0: as the service manager started it",
+    "realtime.priority": "SCHED_FIFO for the inspect process; 0: never",
     "realtime.cpus": "of the inspect process; the publish process takes the others",
     "realtime.lock_memory": "nothing of the inspect process is ever paged out",
     "sparkplug.group": "Sparkplug group id",

@@ -86,6 +86,7 @@ def start() -> None:
     shell(lines[enable + 1 :])
     pid = int(show(UNIT)["MainPID"])
     facts["user"] = Path(f"/proc/{pid}").owner()
+    facts["policy"] = os.sched_getscheduler(pid) == os.SCHED_FIFO
     credential = Path(f"/run/credentials/{UNIT}/mqtt.password")
     facts["credential_mode"] = oct(credential.stat().st_mode & 0o777)
     facts["key"] = credential.with_name("mqtt.key").read_text()

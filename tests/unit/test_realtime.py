@@ -6,6 +6,7 @@ import ctypes
 import errno
 import gc
 import os
+import resource
 import subprocess
 import sys
 import weakref
@@ -54,7 +55,8 @@ def test_what_the_machine_refuses_is_told_and_logged_and_never_raised(refusing, 
     refused = go_first(RealtimeSettings(priority=50, cpus=(0, 1), lock_memory=True))
     assert refused == [
         "realtime.cpus [0, 1]: Operation not permitted: name CPUs of this machine",
-        "realtime.priority 50: Operation not permitted: raise LimitRTPRIO (drop-ins/realtime.conf)",
+        "realtime.priority 50: Operation not permitted: raise LimitRTPRIO, or ask for 0 where the kernel "
+        "allows none (doctor, real_time)",
         "realtime.lock_memory: Cannot allocate memory: raise LimitMEMLOCK",
     ]
     assert [record.getMessage() for record in caplog.records] == refused
@@ -187,3 +189,14 @@ step_back(RealtimeSettings())
 print(os.sched_getaffinity(0) == taken)
 """)
     assert told == ["True"]
+
+
+@pytest.mark.parametrize(("limit", "priority"), [(0, 0), (10, 10), (30, 20), (resource.RLIM_INFINITY, 20)])
+def test_a_station_that_names_no_priority_takes_what_its_unit_allows(monkeypatch, limit, priority):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(os, "sched_setscheduler", lambda _pid, _policy, given: asked.append(given.sched_priority))
+    assert go_first(RealtimeSettings()) == []
+    assert asked == [priority] * (priority > 0)
+    assert go_first(RealtimeSettings(priority=0)) == []
+    assert len(asked) == (priority > 0)
