@@ -86,7 +86,9 @@ def start() -> None:
     shell(lines[enable + 1 :])
     pid = int(show(UNIT)["MainPID"])
     facts["user"] = Path(f"/proc/{pid}").owner()
-    facts["policy"] = os.sched_getscheduler(pid) == os.SCHED_FIFO
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    facts["may_go_first"] = limits.partition("Max realtime priority")[2].split()[0] != "0"  # a container may refuse it
+    facts["goes_first"] = os.sched_getscheduler(pid) == os.SCHED_FIFO
     credential = Path(f"/run/credentials/{UNIT}/mqtt.password")
     facts["credential_mode"] = oct(credential.stat().st_mode & 0o777)
     facts["key"] = credential.with_name("mqtt.key").read_text()

@@ -248,11 +248,11 @@ def test_settings_that_are_wrong_are_not_tried_again(facts):
     assert facts["broken"]["ExecMainStatus"] == "4"
 
 
-def test_the_unit_lets_it_go_before_other_work(facts):
-    assert facts["policy"]
+def test_it_goes_before_other_work_where_its_unit_could_allow_it(facts):
+    assert facts["goes_first"] == facts["may_go_first"]
 
 
-def test_the_realtime_drop_in_gives_it_its_own_cpus(facts):
+def test_the_realtime_drop_in_makes_it_fifo_on_its_cpus(facts):
     assert facts["quiet_policy"]
     assert facts["quiet_cpus"] == [0]
 
