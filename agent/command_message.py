@@ -6,10 +6,12 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonschema import Draft202012Validator
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
 
 COMMANDS = ("recipe", "pause", "resume", "capture", "threshold", "selftest")
 MOST_BYTES = 16 * 1024
@@ -47,7 +49,7 @@ def read_command(name: str, payload: bytes, retained: bool) -> Command:
     if len(payload) > MOST_BYTES:
         raise Refusal(f"{len(payload)} bytes found, want at most {MOST_BYTES}")
     value = _parsed(payload)
-    error = next(_VALIDATORS[name].iter_errors(value), None)
+    error = next(_validator(name).iter_errors(value), None)
     if error is not None:
         what = printable(f"{error.json_path}: {error.message}")
         raise Refusal(f"{what}: see command.schema.json, {name}", *_sender(value))
@@ -84,9 +86,9 @@ def _parsed(payload: bytes) -> Any:
 
 def _sender(value: Any) -> tuple[str | None, int | None]:
     """Return issuer and id of what does not fit the schema, as far as they do; no id without issuer."""
-    if not isinstance(value, dict) or not _ISSUER.is_valid(value.get("issuer")):
+    if not isinstance(value, dict) or not _validator("issuer").is_valid(value.get("issuer")):
         return None, None
-    return value["issuer"], int(value["id"]) if _ID.is_valid(value.get("id")) else None
+    return value["issuer"], int(value["id"]) if _validator("id").is_valid(value.get("id")) else None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,10 +121,8 @@ _DECODER = json.JSONDecoder(
 _SCHEMA = json.loads((Path(__file__).parent / "interface" / "command.schema.json").read_text(encoding="utf-8"))
 
 
+@cache
 def _validator(definition: str) -> Draft202012Validator:
+    from jsonschema import Draft202012Validator  # noqa: PLC0415 only who is commanded needs it
+
     return Draft202012Validator({"$defs": _SCHEMA["$defs"], "$ref": f"#/$defs/{definition}"})
-
-
-_VALIDATORS = {name: _validator(name) for name in COMMANDS}
-_ISSUER = _validator("issuer")
-_ID = _validator("id")

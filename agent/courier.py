@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from agent.certificates import CredentialWatch
-from agent.delivery import BROKER, FIRST_FAILURE, Answer, Delivery, read_ack
+from agent.delivery import BROKER, FIRST_FAILURE, Answer, Delivery, Standing, read_ack
 from agent.delivery_report import ConnectionLog, LossLog, StatusBoard
 from agent.errors import StorageError
 from agent.messages import Origin, encode, status_message
@@ -89,9 +89,17 @@ class Courier(threading.Thread):
         self._epoch = self._outbox.epoch
         known = self._outbox.acknowledged()
         own = {name: known[name] for name in outbox_consumers(self._settings) if name in known}
-        self._delivery = Delivery(own, self._outbox.last_seq)
-        self._saved = self._delivery.acknowledged
         self._rows = RowsAhead(self._outbox)
+        self._delivery = Delivery(own, self._outbox.last_seq, self._standing())
+        self._saved = self._delivery.acknowledged
+
+    def _standing(self) -> Standing | None:
+        """Return what consumers can have of an epoch that goes on, None where it began in this run."""
+        contact = self._outbox.contact
+        if self._outbox.is_new_epoch:
+            return None
+        has_witness = contact.certain > 0 and self._rows.get(contact.certain) is not None
+        return Standing(contact.certain, has_witness, contact.doubted)
 
     def run(self) -> None:
         """Deliver until asked to stop, then say goodbye."""
@@ -127,6 +135,9 @@ class Courier(threading.Thread):
 
     def _follow_outbox(self) -> None:
         """Tell the delivery what was stored, and the outbox what was acknowledged."""
+        contradiction = self._delivery.contradiction
+        if contradiction is not None:
+            self._outbox.renew(contradiction.consumer, contradiction.upto)
         if self._outbox.epoch != self._epoch:
             log.error("the outbox began epoch %s in place of %s", self._outbox.epoch, self._epoch)
             self._follow_epoch()
@@ -223,6 +234,9 @@ class Courier(threading.Thread):
 
     def _quarantine(self, seq: int, why: str) -> None:
         """Give up a row: a notice takes its place. A notice itself is never given up, it waits."""
+        if self._delivery.is_witness(seq):
+            self._delivery.give_up_witness()
+            return
         row = self._rows.get(seq)
         try:
             if row is None or row.topic != "verdict":
@@ -252,7 +266,10 @@ class Courier(threading.Thread):
             return False
         if message.retained or ack.epoch != self._epoch:
             return False
-        return self._delivery.acknowledge(consumer, ack.upto, resend=ack.resend, now_s=time.monotonic())
+        is_true = self._delivery.acknowledge(consumer, ack.upto, resend=ack.resend, now_s=time.monotonic())
+        if is_true and consumer == self._outbox.contact.doubted:
+            self._outbox.note_contact(heard=consumer)
+        return is_true
 
     def _keep_connected(self) -> None:
         """Connect when it is time, anew when the credentials changed or the broker does not answer any more."""
@@ -300,6 +317,8 @@ class Courier(threading.Thread):
         if (why := self._too_large(packet)) is not None:
             self._quarantine(seq, why)
             return True
+        if seq > self._outbox.contact.certain and not self._outbox.contact.in_touch:
+            self._outbox.note_contact()  # first on the disk: consumers can have it from now on
         tag = self._link.publish(packet)
         if tag is not None:
             self._delivery.published(tag, seq, time.monotonic())

@@ -5,6 +5,8 @@ anew). A row goes out once for all cursors that stand before it. A consumer that
 unacknowledged row again, and only that one, at growing intervals: it cannot hold up others, nor flood the broker. Once
 it speaks, its part is sent again from acked + 1 (go-back-N) within its own window.
 
+In a run on an outbox of before, rows that were stored since wait until a consumer has said where it stands: `Standing`.
+
 Every connection begins with one row in flight, until the broker has taken it; a refusal, and an answer that nobody
 listens, lead back to that. So the order holds when a broker changes its mind, and the row at the head is soon known
 if it is the one that makes the broker hang up.
@@ -15,9 +17,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+OTHERS_WAIT_S = 2.0  # from the first consumer that speaks in a run, before those that have not are taken to be away
 WINDOW = 64  # rows that a consumer may have out
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  # before a silent consumer, or a refusing broker, is tried again
 LOSSES_TO_SUSPECT = 3  # connections that broke with rows out and no new row taken; then one row at a time
@@ -69,6 +72,23 @@ def read_ack(payload: bytes) -> Ack:
     return Ack(epoch, upto, resend)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What consumers can have of an epoch that began in an earlier run: `agent.outbox_contact`."""
+
+    certain: int  # highest seq that they can have been handed
+    has_witness: bool = False  # a row that all have is there, to make them answer
+    doubted: str = ""  # the consumer that began this epoch by its word: it cannot contradict another time
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """A consumer has more of this epoch than the outbox can have handed out: the outbox is an old copy."""
+
+    consumer: str
+    upto: int
+
+
 @dataclass(slots=True)
 class _Cursor:
     """How far one consumer is."""
@@ -98,8 +118,11 @@ class _InFlight:
 class Delivery:
     """The state of the delivery of one epoch. Times are of a monotonic clock; tags are the caller's, one per packet."""
 
-    def __init__(self, acknowledged: Mapping[str, int], last: int) -> None:
-        """acknowledged: by consumer, {BROKER: n} where there is none. last: highest seq that is stored."""
+    def __init__(self, acknowledged: Mapping[str, int], last: int, standing: Standing | None = None) -> None:
+        """acknowledged: by consumer, {BROKER: n} where there is none. last: highest seq that is stored.
+
+        standing: None where nothing is in doubt: an epoch that began in this run.
+        """
         self._cursors = {name: _Cursor(acked, acked) for name, acked in acknowledged.items()}
         self._last = last
         self._window = 0  # 0 while there is no connection
@@ -110,7 +133,13 @@ class Delivery:
         self._pause_s = FIRST_WAIT_S  # of the next hold
         self._confirmed: set[int] = set()  # beyond BROKER's `acked`
         self._highest = self._taken = max(acknowledged.values(), default=0)  # seq published, seq taken by the broker
-        self._offered = last  # highest seq that a consumer may have: what an earlier run published is not known
+        self._standing = standing
+        self._offered = last if standing is None else standing.certain  # highest seq that a consumer can have
+        self.is_in_touch = standing is None or BROKER in acknowledged
+        self.contradiction: Contradiction | None = None
+        self._heard: set[str] = set()  # consumers that spoke in this run
+        self._heard_all_at_s = float("inf")  # when those that have not spoken are taken to be away
+        self._probe_at_s, self._probe_wait_s = float("-inf"), FIRST_WAIT_S
         self._losses = 0
         self._accused, self._accusations = 0, 0
         self._turn = 0
@@ -149,6 +178,7 @@ class Delivery:
         """A new connection is up; the broker takes this many rows in flight."""
         self._window = min(WINDOW, window)
         self._is_narrow, self._answered = True, False
+        self._probe_at_s, self._probe_wait_s = float("-inf"), FIRST_WAIT_S
 
     def answered(self) -> None:
         """The broker confirmed something else on this connection: it works."""
@@ -180,18 +210,33 @@ class Delivery:
         """Return the seq to publish now; None: nothing may go out."""
         if now_s < self._held_until_s or len(self._in_flight) >= self._room():
             return None
-        asking = []
+        asking, limit = [], self._limit(now_s)
         for cursor in self._cursors.values():
             if cursor.sent > cursor.acked and now_s >= cursor.resend_at_s and not self._is_by_broker():
                 cursor.go_back()
                 cursor.is_silent, cursor.wait_s = True, min(2 * cursor.wait_s, LONGEST_WAIT_S)
-            if cursor.sent < self._last and cursor.sent - cursor.acked < (1 if cursor.is_silent else WINDOW):
+            if cursor.sent < limit and cursor.sent - cursor.acked < (1 if cursor.is_silent else WINDOW):
                 asking.append(cursor)
-        return min(asking, key=lambda cursor: cursor.turn).sent + 1 if asking else None
+        if asking:
+            return min(asking, key=lambda cursor: cursor.turn).sent + 1
+        return self._standing.certain if self._standing is not None and self._probes(now_s) else None
+
+    def is_witness(self, seq: int) -> bool:
+        """True for a row that all consumers have: it is sent for the sake of their answer."""
+        return all(seq <= cursor.acked for cursor in self._cursors.values())
+
+    def give_up_witness(self) -> None:
+        """There is no such row, or the broker does not take it: the first new row has to do."""
+        if self._standing is not None:
+            self._standing = replace(self._standing, has_witness=False)
 
     def published(self, tag: int, seq: int, now_s: float) -> None:
         """The row went out in the packet with this tag."""
         self._in_flight[tag] = _InFlight(seq, now_s)
+        if self.is_witness(seq):
+            self._probe_at_s = now_s + self._probe_wait_s
+            self._probe_wait_s = min(2 * self._probe_wait_s, LONGEST_WAIT_S)
+            return
         self.resent += seq <= self._highest
         self._highest = max(self._highest, seq)
         self._offered = max(self._offered, seq)
@@ -240,7 +285,7 @@ class Delivery:
     def acknowledge(self, consumer: str, upto: int, *, resend: bool, now_s: float) -> bool:
         """Take in a consumer's acknowledgement; False if it cannot be true."""
         cursor = self._cursors.get(consumer)
-        if cursor is None or consumer == BROKER or upto > self._offered:
+        if cursor is None or consumer == BROKER or not self._believes(consumer, upto, now_s):
             return False
         if upto > cursor.acked:
             cursor.acked, cursor.sent = upto, max(cursor.sent, upto)
@@ -255,6 +300,38 @@ class Delivery:
         if not self.is_refused:
             self._held_until_s = now_s  # somebody listens after all
         return True
+
+    def _believes(self, consumer: str, upto: int, now_s: float) -> bool:
+        """Judge what a consumer says; its first word in a run can show that the outbox is an old copy."""
+        if self.contradiction is not None and self.contradiction.consumer == consumer:
+            return False
+        is_first = consumer not in self._heard
+        self._heard.add(consumer)
+        if upto > self._offered:
+            if is_first and self._standing is not None and self._standing.doubted != consumer:
+                self.contradiction = self.contradiction or Contradiction(consumer, upto)
+            return False
+        if self._heard_all_at_s == float("inf"):
+            self._heard_all_at_s = now_s + OTHERS_WAIT_S
+        return True
+
+    def _limit(self, now_s: float) -> int:
+        """Return the highest seq that may go out."""
+        if self._standing is None:
+            return self._last
+        if self.contradiction is not None:
+            return min(self._last, self._standing.certain)
+        if not self.is_in_touch:
+            self.is_in_touch = self._heard >= set(self._cursors) or now_s >= self._heard_all_at_s
+        if self.is_in_touch:
+            return self._last
+        return min(self._last, self._standing.certain + (not self._standing.has_witness))
+
+    def _probes(self, now_s: float) -> bool:
+        """Return whether the row that all consumers have should go out, to make them answer."""
+        if self.is_in_touch or self._standing is None or not self._standing.has_witness or now_s < self._probe_at_s:
+            return False
+        return all(cursor.acked == self._standing.certain for cursor in self._cursors.values())
 
     def _hold(self, now_s: float) -> None:
         """Publish nothing for a while, each time longer; then one row."""

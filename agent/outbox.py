@@ -10,7 +10,6 @@
     damaged-{utc}/          a database that could not be trusted, kept for export: `agent.outbox_folder`
 
 Every seq of an epoch is accounted for: it is read as what was stored, or as `missing`, or all consumers have it.
-`MemoryOutbox` numbers verdicts and keeps them nowhere but in memory: for a station without a broker, and for tests.
 """
 
 from __future__ import annotations
@@ -21,23 +20,24 @@ import os
 import threading
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent.errors import OutboxFull, StorageError
-from agent.messages import Alarm, HeatmapPayload, encode, missing_message, numbered
-from agent.outbox_database import PAGE_BYTES, Damaged, Database, Row, Taken
-from agent.outbox_folder import DAMAGED, TOLD, OutboxSettings, describe, locked, set_aside, untold
+from agent.messages import Alarm, encode, missing_message
+from agent.outbox_contact import Contact, old_copy
+from agent.outbox_database import Damaged, Database, Row, Taken
+from agent.outbox_folder import TOLD, OutboxSettings, describe, locked, set_aside, untold
 from agent.outbox_memory import Batch, MemoryOutbox
-from agent.spool import RESERVES, Reserve, Room, Spool, SpooledHeatmap
+from agent.outbox_space import Space
+from agent.spool import SpooledHeatmap
 
 __all__ = ["MemoryOutbox", "Outbox", "OutboxSettings", "Row", "Taken"]
 
 log = logging.getLogger(__name__)
 
-HEATMAPS = "heatmaps"
 SAVE_ROWS = 256  # acknowledged rows, or
 SAVE_S = 1.0  # age, after which an acknowledgement is written down; until then a crash costs duplicates
-ALARM_SHARE = 0.5  # of max_mb in use: a person should know long before the station halts
 
 
 class Outbox:
@@ -50,7 +50,6 @@ class Outbox:
 
     def __init__(self, settings: OutboxSettings, station: str) -> None:
         """Raises StorageError: folder not usable, in use by another process, of another station, or disk full."""
-        self._settings = settings
         self._station = station
         self._folder = settings.folder
         self._delivering = threading.RLock()  # first of the three; never taken to store
@@ -61,18 +60,12 @@ class Outbox:
         self._consumers: frozenset[str] | None = None  # None: as the database says
         self._saved_s = time.monotonic()
         self._storing = False  # a verdict waits for the disk: what is not urgent stands back
-        self._refusal = ""  # why the last batch was not stored
-        self._share_per_row = 0.0  # of max_mb, when a batch was last stored
-        self._complaint = ""  # what the disk refuses the deliverer
         self._lock = locked(self._folder, make=True)
-        reserve = int(settings.reserve_mb * 1e6)
-        self._pages = min(256, max(16, reserve // len(RESERVES) // 4 // PAGE_BYTES))  # of the log, before a checkpoint
-        self._spool = Spool(self._folder / HEATMAPS, settings.heatmap_mb * 1e6)
-        self._reserve = Reserve(self._folder, reserve)
-        self._room = Room(self._folder, self._spool, self._reserve)
+        self._space = Space(settings)
+        self._spool = self._space.spool
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, self._lock)
-            self._reserve.refill(margin=0)
+            self._space.reserve.refill(margin=0)
             self._usable()
             undo.pop_all()
 
@@ -119,7 +112,7 @@ class Outbox:
             with self._writing:
                 return self._store_or_begin_anew(batch, taken)
         except StorageError as error:
-            self._refusal = str(error)
+            self._space.refusal = str(error)
             raise
         finally:
             self._storing = False
@@ -139,7 +132,7 @@ class Outbox:
             except Damaged as damage:
                 self._set_aside(database, damage)
             except OutboxFull as refusal:
-                self._complain(f"cannot be read: {refusal}")
+                self._space.complain(f"cannot be read: {refusal}")
             return []
 
     def acknowledge(self, consumer: str, upto: int) -> bool:
@@ -167,6 +160,62 @@ class Outbox:
         """Return up to which seq each consumer has everything."""
         return {} if self._database is None else dict(self._database.acknowledged)
 
+    @property
+    def contact(self) -> Contact:
+        """What consumers can have of this epoch."""
+        return Contact(0, in_touch=True) if self._database is None else self._database.contact
+
+    @property
+    def is_new_epoch(self) -> bool:
+        """True where the epoch began in this run."""
+        return self._database is None or self._database.is_new
+
+    def witness(self, seq: int) -> Row | None:
+        """Return a row that all consumers have, if it is the last such one: sent again, it makes them answer."""
+        with self._reading:
+            try:
+                return None if self._database is None else self._database.rows(seq, seq).get(seq)
+            except StorageError:  # whoever reads what waits will see to it
+                return None
+
+    def note_contact(self, *, heard: str = "") -> None:
+        """Note that rows stored in this run may be handed out; heard: a consumer that said what can be true."""
+        with self._delivering, self._writing:
+            database = self._database
+            if database is None:
+                return
+            doubted = "" if heard == database.contact.doubted else database.contact.doubted
+            contact = replace(database.contact, in_touch=True, doubted=doubted)
+            try:
+                self._space.insist(lambda: database.note_contact(contact), storing=False)
+            except Damaged as damage:
+                self._set_aside(database, damage)
+            except OutboxFull as refusal:  # the next batch writes it down; a crash until then may cost duplicates
+                database.contact = contact
+                self._space.complain(f"contact not written: {refusal}")
+
+    def renew(self, consumer: str, upto: int) -> bool:
+        """Begin a new epoch, because a consumer has more of this one than this file can have handed out.
+
+        False, for the moment: other consumers do not have what was certainly handed out, or the disk refuses.
+        """
+        with self._delivering, self._writing, self._reading:
+            database = self._database
+            if database is None or consumer not in database.acknowledged:
+                return False
+            certain = database.contact.certain
+            lacking = [name for name, acked in database.acknowledged.items() if name != consumer and acked < certain]
+            self._space.tell_of_copy(old_copy(database.epoch, certain, (consumer, upto), lacking))
+            if lacking:
+                return False
+            try:
+                self._space.insist(lambda: database.renew(consumer), storing=False)
+                self._space.begin(database.epoch, 0)
+            except StorageError as refusal:
+                self._space.complain(f"no new epoch: {refusal}")
+            self.epoch = database.epoch
+            return database.is_new
+
     def set_consumers(self, names: Collection[str]) -> None:
         """Wait for these consumers from now on: new ones from the first seq that is kept, others are forgotten."""
         with self._delivering, self._writing:
@@ -174,9 +223,7 @@ class Outbox:
             database = self._database
             if database is None or set(database.acknowledged) == self._consumers:
                 return
-            known = database.acknowledged
-            database.acknowledged = {name: known.get(name, database.floor) for name in sorted(self._consumers)}
-            database.floor = max(database.floor, min(database.acknowledged.values(), default=0))
+            database.wait_for(self._consumers)
             try:
                 self._save_acknowledged(database, now=True)
             except Damaged as damage:
@@ -212,18 +259,7 @@ class Outbox:
 
     def alarms(self) -> list[Alarm]:
         """Return what a person should see to, as of now."""
-        quarantined = 0 if self._database is None else self._database.quarantined
-        damaged = len(list(self._folder.glob(f"{DAMAGED}*")))
-        low = "the disk has no room for the reserve: make room" if self._reserve.missing else ""
-        if (filled := self._share_per_row * self.waiting) > ALARM_SHARE:
-            low = f"{self.waiting} verdicts wait and fill {filled:.0%} of outbox.max_mb: bring the consumers back"
-        found = {
-            "storage_full": self._refusal,
-            "storage_low": low,
-            "verdicts_quarantined": f"{quarantined} messages in quarantine: export them" if quarantined else "",
-            "database_damaged": f"{damaged} databases set aside: check the disk, export them" if damaged else "",
-        }
-        return [Alarm(code, detail) for code, detail in found.items() if detail]
+        return self._space.alarms(self.waiting, 0 if self._database is None else self._database.quarantined)
 
     def close(self) -> None:
         """Save the acknowledgements and let go of the folder. Never raises, may be called twice."""
@@ -231,9 +267,7 @@ class Outbox:
             database, self._database = self._database, None
             if database is not None:
                 try:
-                    database.save_acknowledged()
-                    while database.floor > database.removed:
-                        database.save_acknowledged()
+                    database.save_acknowledged(everything=True)
                 except StorageError as error:
                     log.warning("%s: acknowledgements not saved: %s: consumers get some again", self._folder, error)
                 database.close()
@@ -249,48 +283,27 @@ class Outbox:
         except Damaged as damage:
             self._set_aside(self._database, damage)
             stored = self._store(self._usable(), batch, taken)
-        self._refusal = ""
+        self._space.refusal = ""
         return stored
 
     def _store(self, database: Database, batch: Batch, taken: Taken | None) -> list[dict[str, Any]]:
         if not batch:
             return []
-        self._reserve.refill(margin=2)
+        self._space.reserve.refill(margin=2)
         first, stored = database.last_seq + 1, False
         try:
-            messages = [self._spooled(database, seq, *item) for seq, item in enumerate(batch, start=first)]
+            numbers = enumerate(batch, start=first)
+            messages = [self._space.spooled(*item, epoch=database.epoch, seq=seq) for seq, item in numbers]
             rows = [Row(message["seq"], "verdict", encode(message)) for message in messages]
-            self._check_room(database, sum(len(row.payload) for row in rows))
-            self._room.insist(lambda: database.append(rows, taken), storing=True)
+            size = sum(len(row.payload) for row in rows)
+            self._space.check(database, size, lambda: self._save_acknowledged(database, now=True))
+            self._space.insist(lambda: database.append(rows, taken), storing=True)
             stored = True
         finally:
             if not stored:
                 for seq in range(first, first + len(batch)):
                     self._spool.remove(seq)
         return messages
-
-    def _spooled(
-        self, database: Database, seq: int, message: dict[str, Any], heatmap: HeatmapPayload | None
-    ) -> dict[str, Any]:
-        kept = heatmap is not None and self._spool.put(seq, heatmap, refuse=bool(self._reserve.missing))
-        if not kept:
-            message = {**message, "heatmap": None}
-        return numbered(message, epoch=database.epoch, seq=seq)
-
-    def _check_room(self, database: Database, size: int) -> None:
-        """Refuse what max_mb, or the space that acknowledging needs, does not leave room for."""
-        most = self._settings.max_mb * 1e6
-        used = database.used_bytes() + size
-        self._share_per_row = used / most / (database.last_seq - database.removed + 1)
-        if used > most:
-            self._save_acknowledged(database, now=True)
-            if database.used_bytes() + size > most:
-                raise OutboxFull(
-                    f"{self._folder}: {database.last_seq - database.floor} verdicts wait and fill "
-                    f"{self._settings.max_mb:g} MB, all it may hold: bring the consumers back, then resume"
-                )
-        if RESERVES[0] in self._reserve.missing and database.free_bytes() < 2 * size + 16 * PAGE_BYTES:
-            raise OutboxFull(f"{self._folder}: disk full, the reserve is used up: make room, then resume")
 
     def _read(self, database: Database, first: int, limit: int) -> list[Row]:
         last = min(database.last_seq, first + limit - 1)  # before the query: what is stored meanwhile is no gap
@@ -303,8 +316,8 @@ class Outbox:
         spoilt = [seq for seq in range(first, last + 1) if found.get(seq) is None]
         if spoilt:
             log.error("%s: %d verdicts from seq %d on are lost or damaged", self._folder, len(spoilt), spoilt[0])
-            why = "lost or damaged in the station's database"
-            found |= {row.seq: row for row in self._as_missing(database, spoilt, why)}
+            for row in self._as_missing(database, spoilt, "lost or damaged in the station's database"):
+                found[row.seq] = row
         if database is not self._database:
             return []
         database.offered = max(database.offered, last)
@@ -316,9 +329,9 @@ class Outbox:
         with self._writing:
             if database is self._database:
                 try:
-                    self._room.insist(lambda: database.replace(rows, why), storing=False)
+                    self._space.insist(lambda: database.replace(rows, why), storing=False)
                 except OutboxFull as refusal:
-                    self._complain(f"quarantine not written: {refusal}")
+                    self._space.complain(f"quarantine not written: {refusal}")
         return rows
 
     def _missing(self, database: Database, seq: int, why: str) -> Row:
@@ -329,7 +342,7 @@ class Outbox:
         """Write down what is due; where the disk takes nothing at all it stays in memory for the next time."""
         behind = database.floor - database.removed
         unsaved = behind or database.acknowledged != database.saved[0]
-        many = behind >= SAVE_ROWS and not self._storing and not self._complaint
+        many = behind >= SAVE_ROWS and not self._storing and not self._space.complaint
         if not now and not many and not (unsaved and time.monotonic() - self._saved_s >= SAVE_S):
             return
         self._saved_s = time.monotonic()
@@ -337,51 +350,38 @@ class Outbox:
             if database is not self._database:
                 return
             try:
-                self._room.insist(database.save_acknowledged, storing=False)
-                while (now or self._reserve.missing) and database.floor > database.removed:
-                    database.checkpoint()
-                    database.save_acknowledged()
-                self._complain("")
+                everything = now or bool(self._space.reserve.missing)
+                self._space.insist(lambda: database.save_acknowledged(everything=everything), storing=False)
+                self._space.complain("")
             except OutboxFull as refusal:
-                self._complain(f"acknowledgements not written: {refusal}")
-            if self._reserve.missing:
+                self._space.complain(f"acknowledgements not written: {refusal}")
+            if self._space.reserve.missing:
                 database.checkpoint()
-                self._reserve.refill(margin=2)
-
-    def _complain(self, complaint: str) -> None:
-        """Log what the disk refuses the deliverer, once as long as it lasts."""
-        if complaint and not self._complaint:
-            log.error("%s: %s", self._folder, complaint)
-        self._complaint = complaint
+                self._space.reserve.refill(margin=2)
 
     def _usable(self) -> Database:
         """Return the database, opened or begun anew if there is none. Raises StorageError."""
         if self._database is None:
             try:
-                self._room.insist(self._open, storing=False)
+                self._space.insist(self._open, storing=False)
             except Damaged as damage:
                 self._set_aside(None, damage)
         if self._database is None:
-            self._room.insist(self._open, storing=False)
+            self._space.insist(self._open, storing=False)
         assert self._database is not None
         return self._database
 
     def _open(self) -> None:
-        database = Database(self._folder, self._station, autocheckpoint_pages=self._pages)
-        try:
+        database = Database(self._folder, self._station, autocheckpoint_pages=self._space.log_pages)
+        with contextlib.ExitStack() as undo:
+            undo.callback(database.close)
             if self._consumers is not None:
-                known = database.acknowledged
-                database.acknowledged = {name: known.get(name, database.floor) for name in sorted(self._consumers)}
+                database.wait_for(self._consumers)
             for aside in untold(self._folder):
                 database.append([self._missing(database, database.last_seq + 1, describe(aside))])
-                (aside / TOLD).touch()
-            self._spool.begin(database.epoch, database.last_seq)
-        except OSError as error:
-            database.close()
-            raise OutboxFull(str(error.strerror)) from error
-        except StorageError:
-            database.close()
-            raise
+                self._space.note(aside / TOLD)
+            self._space.begin(database.epoch, database.last_seq)
+            undo.pop_all()
         self._database, self.epoch = database, database.epoch
 
     def _set_aside(self, damaged: Database | None, cause: Damaged) -> None:
@@ -393,7 +393,7 @@ class Outbox:
                 damaged.close()
             self._database = None
             try:
-                self._room.insist(lambda: set_aside(self._folder, str(cause)), storing=False)
-                self._room.insist(self._open, storing=False)
+                self._space.insist(lambda: set_aside(self._folder, str(cause)), storing=False)
+                self._space.insist(self._open, storing=False)
             except StorageError as error:
                 log.error("%s: no new database: %s", self._folder, error)

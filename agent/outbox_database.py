@@ -11,23 +11,22 @@ room), `Damaged` where the file cannot be trusted (set it aside, start another).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
-import re
 import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agent.errors import OutboxFull, StorageError
 from agent.messages import new_id
+from agent.outbox_contact import Contact, renumber
+from agent.outbox_mark import MARK, Mark, read_mark
+from agent.outbox_rows import checksum, intact
 
 FORMAT = 1
 FILE = "outbox.db"
-MARK = "last-seq"
 FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", MARK)
 PAGE_BYTES = 4096
 QUICK_CHECK_BYTES = 256 * 2**20  # 0.5 ms per MB from memory, 10 ms from a slow disk: larger files open unchecked
@@ -83,23 +82,11 @@ class Taken:
     records: int  # those with lower numbers are stored
 
 
-def checksum(seq: int, topic: str, payload: bytes) -> bytes:
-    """Return 8 bytes that a row with any other seq, topic or payload does not have."""
-    digest = hashlib.blake2b(f"{seq}\n{topic}\n".encode(), digest_size=8)
-    digest.update(payload)
-    return digest.digest()
-
-
-def intact(seq: Any, topic: Any, payload: Any, stored: Any) -> bool:
-    """Return whether a row is what was once written; its columns may be of any type in a damaged file."""
-    whole = isinstance(seq, int) and isinstance(topic, str) and isinstance(payload, bytes)
-    return whole and stored == checksum(seq, topic, payload)
-
-
 class Database:
     """One file, one epoch. One caller at a time may write, and one other read; the outbox sees to that.
 
-    `floor` is the seq up to which every consumer has everything; it runs ahead of what is removed from the file.
+    `floor` is the seq up to which every consumer has everything; it runs ahead of what is removed from the file. The
+    row at the floor stays until there is a higher one: sent again, it makes a consumer say where it stands.
     """
 
     def __init__(self, folder: Path, station: str, *, autocheckpoint_pages: int) -> None:
@@ -108,11 +95,13 @@ class Database:
         Raises Damaged, OutboxFull where the disk refuses, StorageError if it is another station's or too new.
         """
         self._folder = folder
-        self._mark = -1
+        self._mark: Mark | None = None
         self.acknowledged: dict[str, int] = {}
         self.saved: tuple[dict[str, int], int] = ({}, 0)
         self.removed = 0
         self.taken: Taken | None = None
+        self.is_new = False  # made in this run: nobody can have anything of its epoch
+        self.contact = self._noted = Contact(0, in_touch=True)
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         mark = read_mark(folder)
@@ -131,7 +120,7 @@ class Database:
             self._load(station, mark)
             self._reader = _connect(folder / FILE)
             self._reader.execute("PRAGMA query_only = ON")
-            self._open_mark()
+            self._mark = Mark(folder, self.epoch, self.last_seq)
             undo.pop_all()
         self.offered = self.last_seq  # highest seq that was ever handed to the deliverer
 
@@ -141,12 +130,15 @@ class Database:
         with self._transaction() as writer:
             writer.executemany("INSERT INTO waiting VALUES (?, ?, ?, ?)", values)
             self._write_about("last_seq", rows[-1].seq)
+            if self.contact != self._noted:
+                self._write_about("contact", astuple(self.contact))
             if taken is not None:
                 self._write_about("taken", [taken.run, taken.records])
         self.last_seq = rows[-1].seq
         self.taken = taken or self.taken
-        with contextlib.suppress(OSError):  # only a second opinion
-            os.pwrite(self._mark, _mark_text(self.epoch, self.last_seq), 0)
+        self._noted = self.contact
+        if self._mark is not None:
+            self._mark.note(self.epoch, self.last_seq)
 
     def rows(self, first: int, last: int) -> dict[int, Row | None]:
         """Return what the file has of seq first..last: None for a row that is not what was written."""
@@ -178,19 +170,50 @@ class Database:
                 writer.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?)", values)
         self.quarantined += len(rows)
 
-    def save_acknowledged(self) -> None:
+    def note_contact(self, contact: Contact) -> None:
+        """Write down what consumers can have."""
+        if contact != self._noted:
+            with self._transaction():
+                self._write_about("contact", astuple(contact))
+        self.contact = self._noted = contact
+
+    def renew(self, doubted: str) -> None:
+        """Begin another epoch with the rows that cannot have been handed out before this run."""
+        epoch, certain, last_seq = new_id(), self.contact.certain, self.last_seq - self.contact.certain
+        acknowledged = {name: max(0, upto - certain) for name, upto in self.acknowledged.items()}
+        acknowledged[doubted] = 0
+        contact = Contact(0, in_touch=True, doubted=doubted)
+        identity = {**self._read_about("identity"), "epoch": epoch}
+        assert self._mark is not None
+        self._mark.forget()
+        with self._transaction() as writer:
+            renumber(writer, epoch, certain, self.last_seq)
+            self._write_about("identity", identity)
+            self._write_about("last_seq", last_seq)
+            self._write_about("acknowledged", {"floor": 0, "consumers": acknowledged})
+            self._write_about("contact", astuple(contact))
+        self.epoch, self.last_seq, self.is_new = epoch, last_seq, True
+        self.acknowledged, self.floor, self.removed, self.offered = acknowledged, 0, 0, 0
+        self.saved = (dict(acknowledged), 0)
+        self.contact = self._noted = contact
+        self._mark.note(epoch, last_seq)
+
+    def save_acknowledged(self, *, everything: bool = False) -> None:
         """Write down what the consumers have and remove rows that all have, a thousand at most: see `removed`.
 
         Fewer are removed where the disk is full, because the log has to hold every page that changes.
+        everything: go on until all such rows are removed.
         """
-        for most in (MOST_REMOVED, MOST_REMOVED // 10, MOST_REMOVED // 100):
-            try:
-                self._save_acknowledged(most)
-                return
-            except OutboxFull as refusal:
-                refused = refusal
-                self.checkpoint()
-        raise refused
+        self._save_some_acknowledged()
+        while everything and self.floor > self.removed:
+            self.checkpoint()
+            self._save_some_acknowledged()
+
+    def wait_for(self, consumers: Collection[str]) -> None:
+        """Keep rows for these: new ones from the first that is kept, others are forgotten. Not written down yet."""
+        known = self.acknowledged
+        self.acknowledged = {name: known.get(name, self.floor) for name in sorted(consumers)}
+        self.floor = max(self.floor, min(self.acknowledged.values(), default=0))
 
     def checkpoint(self) -> None:
         """Move the log into the file, as far as the disk lets us; the log keeps its space and begins at its start."""
@@ -213,9 +236,18 @@ class Database:
                 with contextlib.suppress(sqlite3.Error):  # a damaged file may not even close
                     connection.close()
         self._reader = self._writer = None
-        if self._mark >= 0:
-            os.close(self._mark)
-            self._mark = -1
+        if self._mark is not None:
+            self._mark.close()
+
+    def _save_some_acknowledged(self) -> None:
+        for most in (MOST_REMOVED, MOST_REMOVED // 10, MOST_REMOVED // 100):
+            try:
+                self._save_acknowledged(most)
+                return
+            except OutboxFull as refusal:
+                refused = refusal
+                self.checkpoint()
+        raise refused
 
     def _save_acknowledged(self, most: int) -> None:
         acknowledged, floor = dict(self.acknowledged), self.floor
@@ -223,7 +255,7 @@ class Database:
             if (acknowledged, floor) != self.saved:
                 self._write_about("acknowledged", {"floor": floor, "consumers": acknowledged})
             upto = min(floor, self.removed + most)
-            writer.execute("DELETE FROM waiting WHERE seq <= ?", (upto,))
+            writer.execute("DELETE FROM waiting WHERE seq < ?", (upto,))
         self.saved = (acknowledged, floor)
         self.removed = upto
 
@@ -236,6 +268,8 @@ class Database:
             self._write_about("identity", {"format": FORMAT, "station": station, "epoch": new_id()})
             self._write_about("last_seq", 0)
             self._write_about("acknowledged", {"floor": 0, "consumers": {}})
+            self._write_about("contact", astuple(self.contact))
+        self.is_new = True
 
     def _load(self, station: str, mark: tuple[str, int] | None) -> None:
         identity = self._read_about("identity")
@@ -257,8 +291,13 @@ class Database:
         self.floor = int(book["floor"])
         self.acknowledged = {str(name): int(upto) for name, upto in book["consumers"].items()}
         self.saved = (dict(self.acknowledged), self.floor)
-        self.removed = self._number(f"SELECT min(coalesce(min(seq) - 1, {self.floor}), {self.floor}) FROM waiting")
+        self.removed = self._number(f"SELECT min(coalesce(min(seq), {self.floor}), {self.floor}) FROM waiting")
         self.quarantined = self._number("SELECT count(*) FROM quarantine")
+        stored = Contact(self.last_seq, in_touch=True)  # of a file from before this was written down
+        if self._number("SELECT count(*) FROM about WHERE name = 'contact'"):
+            stored = Contact(*self._read_about("contact"))
+        self._noted = stored
+        self.contact = stored if self.is_new else stored.reopened(self.last_seq)
         highest = self._number("SELECT coalesce(max(seq), 0) FROM waiting")
         if highest > self.last_seq or self.floor > self.last_seq:
             raise Damaged(f"it holds row {max(highest, self.floor)}, but says that it ends at row {self.last_seq}")
@@ -272,14 +311,6 @@ class Database:
         said = str(self._writer.execute("PRAGMA quick_check(1)").fetchone()[0])
         if said != "ok":
             raise Damaged(said.removeprefix("*** in database main ***").strip())
-
-    def _open_mark(self) -> None:
-        """Open the mark for writing; a disk that has no room for its few bytes goes without."""
-        try:
-            self._mark = os.open(self._folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            os.pwrite(self._mark, _mark_text(self.epoch, self.last_seq), 0)
-        except OSError as error:
-            raise OutboxFull(f"{MARK}: {error.strerror}") from error
 
     def _write_about(self, name: str, value: Any) -> None:
         assert self._writer is not None
@@ -322,18 +353,6 @@ def read_about(connection: sqlite3.Connection, name: str) -> Any:
     return json.loads(found[0])
 
 
-def read_mark(folder: Path) -> tuple[str, int] | None:
-    """Return (epoch, highest seq) as noted beside the file, or None if there is no whole note."""
-    try:
-        text = (folder / MARK).read_bytes()
-    except OSError:
-        return None
-    noted = re.fullmatch(rb"([0-9a-f]{12}) ([0-9]{20}) [0-9a-f]{16}\n", text)
-    if noted is None or _mark_text(noted[1].decode(), int(noted[2])) != text:
-        return None
-    return noted[1].decode(), int(noted[2])
-
-
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     """Give a connection that cannot change the file; it is closed in the end. Raises sqlite3.Error."""
@@ -348,10 +367,6 @@ def _connect(path: Path, *, mode: str = "rwc") -> sqlite3.Connection:
     for pragma in ("cell_size_check = ON", "trusted_schema = OFF"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
-
-
-def _mark_text(epoch: str, seq: int) -> bytes:
-    return f"{epoch} {seq:020d} {checksum(seq, epoch, b'').hex()}\n".encode()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import InUse, OutboxFull, StorageError
-from agent.outbox_database import FILE, FILES, Damaged, intact, read_about, read_mark, reading
+from agent.outbox_database import FILE, FILES, Damaged, read_about, reading
+from agent.outbox_mark import read_mark
+from agent.outbox_rows import intact
 
 log = logging.getLogger(__name__)
 

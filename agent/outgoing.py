@@ -26,7 +26,9 @@ class RowsAhead:
         self._read_at_s = 0.0
 
     def get(self, seq: int) -> Row | None:
-        """Return a row that waits; None if the outbox cannot read it just now."""
+        """Return a row that waits, or the last one that all have; None if the outbox cannot read it just now."""
+        if seq < self._outbox.first_seq:
+            return self._outbox.witness(seq)
         if seq not in self._rows and time.monotonic() >= self._read_at_s:
             if len(self._rows) >= 4 * READ_AHEAD_ROWS:  # what was sent, or is for consumers that are far apart
                 self._rows.clear()

@@ -93,7 +93,7 @@ class Publication:
         self._publishers = self._open_publishers()
         self._reporter = Reporter(station, ring, hello.charge, self._publishers)
         self._reporter.counters, self._reporter.gauges = self._counters, self._gauges
-        self._reporter.alarms = self._alarms
+        self._reporter.alarms, self._reporter.outbox_alarms = self._alarms, self._outbox.alarms
         self._drafts: list[_Draft] = []  # read from the ring, not stored yet
         self._read = 0  # records that they were made of
         self.damaged = 0  # records that were not what was written: memory or a program is at fault

@@ -44,6 +44,7 @@ class Reporter:
         self.counters: Callable[[], dict[str, int]] = dict  # of the publish process
         self.gauges: Callable[[], dict[str, float]] = dict
         self.alarms: Callable[[], list[Alarm]] = list
+        self.outbox_alarms: Callable[[], list[Alarm]] = list  # the status has them already, from its publisher
 
     def start(self) -> None:
         """Serve figures; a port in use is told and nothing more."""
@@ -92,7 +93,7 @@ class Reporter:
             "publish_memory_bytes": memory_bytes(os.getpid()),
             **self.gauges(),
         }
-        self._health.tell(state, alarms)
+        self._health.tell(state, [*alarms, *self.outbox_alarms()])
         message = status_message(
             self._charge.origin,
             state,

@@ -32,12 +32,12 @@ RESULT_CODES = {"done": 0, "refused": 3, "failed": 5}
 
 BROKER_OPTIONS = (
     click.option("--host", default="127.0.0.1", show_default=True, help="The MQTT broker."),
-    click.option("--port", type=click.IntRange(1, 65535), default=1883, show_default=True),
-    click.option("--username"),
+    click.option("--port", type=click.IntRange(1, 65535), default=1883, show_default=True, help="Of the broker."),
+    click.option("--username", help="At the broker; needs --password-file."),
     click.option("--password-file", type=click.Path(path_type=Path), help="Its first line is the password."),
     click.option("--ca-file", type=click.Path(path_type=Path), help="Given: TLS, the broker's certificate is checked."),
     click.option("--cert-file", type=click.Path(path_type=Path), help="Our certificate, with --key-file."),
-    click.option("--key-file", type=click.Path(path_type=Path)),
+    click.option("--key-file", type=click.Path(path_type=Path), help="Private key of --cert-file."),
     click.option("--protocol", type=click.Choice(["5", "3"]), default="5", show_default=True, help="3 is MQTT 3.1.1."),
 )
 BROKER_FIELDS = ("host", "port", "username", "password_file", "ca_file", "cert_file", "key_file", "protocol")

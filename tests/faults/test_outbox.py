@@ -222,9 +222,9 @@ def test_on_a_full_disk_heatmaps_go_first_verdicts_stay_and_acknowledging_still_
         rows = box.read(0, 10**6)
         assert [json.loads(row.payload) for row in rows] == taken
         assert box.acknowledge("mes", rows[99].seq)
-        assert rows_in_file(folder) == len(rows) - 100
+        assert rows_in_file(folder) == len(rows) - 99  # the last one that all have stays
         assert box.acknowledge("mes", rows[-1].seq)
-        assert rows_in_file(folder) == 0
+        assert rows_in_file(folder) == 1
         fill(small_disk)
         assert box.store([with_picture(1, generator)])[0]["seq"] == len(taken) + 1
 
