@@ -14,19 +14,28 @@ OPTIONS ?=
 TOOLS := build/tools
 TOOLS_STAMP := $(TOOLS)/.installed
 
-.PHONY: demo test check format docs clean install lock sbom audit bundle deb
+.PHONY: demo test test-parts test-line lint check format docs clean install lock sbom audit bundle deb producer
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
 
+# Two halves side by side: what computes, and what waits for brokers, cameras and services
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-parts test-line
 
-check: $(STAMP)
+test-parts: $(STAMP)
+	$(BIN)/python -m pytest tests/unit tests/contract
+
+test-line: $(STAMP)
+	$(BIN)/python -m pytest --ignore=tests/unit --ignore=tests/contract
+
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	MYPYPATH=subscriber $(BIN)/mypy --config-file pyproject.toml -p taktsight_subscribe
+
+check: lint
 	$(BIN)/python -m pytest tests/unit tests/contract tests/test_architecture.py tests/test_locks.py tests/test_threat_model.py
 
 format: $(STAMP)
@@ -40,8 +49,12 @@ docs: $(STAMP)
 $(STAMP): pyproject.toml subscriber/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,demo,dev]' --editable './subscriber[postgresql]'
+	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,genicam,modbus,gpio,demo,dev]' --editable './subscriber[postgresql]'
 	touch $@
+
+# The GenTL producer and the line simulator, from their C sources into build/gentl: agent/gentl/README.md
+producer:
+	$(MAKE) -C agent/gentl BUILD=$(CURDIR)/build/gentl
 
 # As root: make install STATION=cell7 OPTIONS='--camera gige'
 install:
@@ -56,13 +69,16 @@ COMPILE = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-v
 	--only-binary :all: --generate-hashes --custom-compile-command 'make lock' $(UPGRADE)
 # PyTorch for the CPU is not on PyPI: it is installed first, by hand (docs/install.md)
 NOT_FOR_CPU = $$(sed -nE 's/^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==.*/--no-emit-package \1/p' locks/trainer.txt)
+# Cameras and gates, 3 MB together: what runs beside the line has them, with either engine
+BESIDE_THE_LINE := --extra genicam --extra modbus --extra gpio
 lock: $(TOOLS_STAMP)
 	$(COMPILE) locks/tools.in -o locks/tools.txt
 	$(COMPILE) --extra trainer --extra openvino pyproject.toml -o locks/trainer.txt
 	$(COMPILE) --extra trainer --extra openvino -c locks/trainer.txt $(NOT_FOR_CPU) \
 		pyproject.toml -o locks/trainer-cpu.txt
-	$(COMPILE) --extra openvino -c locks/trainer.txt pyproject.toml -o locks/agent-openvino.txt
-	$(COMPILE) --extra onnxruntime -c locks/trainer.txt pyproject.toml -o locks/agent-onnxruntime.txt
+	$(COMPILE) --extra openvino $(BESIDE_THE_LINE) -c locks/trainer.txt pyproject.toml -o locks/agent-openvino.txt
+	$(COMPILE) --extra onnxruntime $(BESIDE_THE_LINE) -c locks/trainer.txt pyproject.toml -o locks/agent-onnxruntime.txt
+	$(COMPILE) --extra genicam -c locks/agent-openvino.txt pyproject.toml -o locks/agent-genicam.txt
 
 # Of a fresh environment, as the lock has it; x86-64 and aarch64 have the same packages
 sbom: $(TOOLS_STAMP)

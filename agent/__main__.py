@@ -12,9 +12,11 @@ from typing import Any
 import click
 from rich.table import Table
 
+from agent.camera_command import camera_commands
 from agent.config import read_station
 from agent.doctor_command import doctor_command
-from agent.engine import ENGINES, TOLERANCES, EngineSettings, open_engine
+from agent.engine import KINDS, TOLERANCES, EngineSettings, open_engine
+from agent.engine_command import compile_command, selftest_command
 from agent.errors import EndOfFrames, StorageError
 from agent.inspection import Inspection
 from agent.install_command import install_command, uninstall_command
@@ -39,13 +41,29 @@ from calibration.scores import PartScore, Scores, write_scores
 CAPTURE_TIMEOUT_S = 2.0
 
 
-@click.group(epilog=EXIT_CODES)
+class InOrder(click.Group):
+    """Lists its commands by what people do first, not by the alphabet; those not named here come last."""
+
+    ORDER = (
+        *("run", "install", "uninstall", "doctor", "top", "watch", "report"),
+        *("capture", "replay", "camera", "recipes", "compile", "selftest", "outbox", "commands", "audit"),
+    )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in this order."""
+        known = [name for name in self.ORDER if name in self.commands]
+        return known + sorted(set(super().list_commands(ctx)) - set(known))
+
+
+@click.group(cls=InOrder, epilog=f"Example: taktsight-agent run station.yaml\n\n{EXIT_CODES}")
 @click.version_option(package_name="taktsight")
 def commands() -> None:
     """One trigger, one verdict, within the takt."""
 
 
-@commands.command("run", epilog="Example: taktsight-agent run station.yaml --count 100")
+@commands.command(
+    "run", short_help="Inspect parts as STATION says.", epilog="Example: taktsight-agent run station.yaml --count 100"
+)
 @click.argument("station", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many triggers; else run until stopped.")
 def run_command_line(station: Path, count: int | None) -> None:
@@ -80,16 +98,24 @@ def run_command_line(station: Path, count: int | None) -> None:
         )
 
 
-@commands.command("replay", epilog="Example: taktsight-agent replay flange.recipe images/test --scores flange.scores")
+@commands.command(
+    "replay",
+    short_help="Inspect images as the line would.",
+    epilog="Example: taktsight-agent replay flange.recipe images/test --scores flange.scores",
+)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option(
     "--scores", type=click.Path(path_type=Path), help="Write scores here, for taktsight-calibration threshold."
 )
 @click.option("--heatmaps", type=click.Path(path_type=Path), help="Write one picture per part into this folder.")
-@click.option("--engine", type=click.Choice(["auto", *ENGINES]), default="auto", show_default=True)
-@click.option("--precision", type=click.Choice(list(TOLERANCES)), default="f32", show_default=True)
-@click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True)
+@click.option(
+    "--engine", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True, help="As engine.kind."
+)
+@click.option(
+    "--precision", type=click.Choice(list(TOLERANCES)), default="f32", show_default=True, help="As engine.precision."
+)
+@click.option("--threads", type=click.IntRange(1, 256), default=2, show_default=True, help="Of one inference.")
 def replay_command(  # noqa: PLR0917 one parameter per option
     recipe: Path,
     images: Path,
@@ -117,10 +143,14 @@ def replay_command(  # noqa: PLR0917 one parameter per option
     console.print(_outcome_table(parts))
     console.print(latency_table(stage_ms, f"{opened.label}, one image at a time"))
     for reason, number in Counter(part.reason for part in parts if part.score is None).items():
-        note(f"{number} parts without verdict: {reason}")
+        note(f"{number} part{'s' if number > 1 else ''} without verdict: {reason}")
 
 
-@commands.command("capture", epilog="Example: taktsight-agent capture station.yaml good-parts/ --count 60")
+@commands.command(
+    "capture",
+    short_help="Record parts from the camera.",
+    epilog="Example: taktsight-agent capture station.yaml good-parts/ --count 60",
+)
 @click.argument("station", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), default=60, show_default=True, help="Parts to record.")
@@ -151,16 +181,20 @@ def capture_command(station: Path, out: Path, count: int) -> None:
         note(f"{lost} of {count} triggers brought no frame within {CAPTURE_TIMEOUT_S:g} s")
 
 
-@commands.command("watch", epilog="Example: taktsight-agent watch acme/plant1/assembly/line3/cell1 --port 1883")
+@commands.command(
+    "watch",
+    short_help="Show verdicts as they come over MQTT.",
+    epilog="Example: taktsight-agent watch acme/plant1/assembly/line3/cell1 --port 1883",
+)
 @click.argument("topic")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(1, 65535), default=1883, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The MQTT broker.")
+@click.option("--port", type=click.IntRange(1, 65535), default=1883, show_default=True, help="Of the broker.")
 @click.option("--protocol", type=click.Choice(["5", "3"]), default="5", show_default=True, help="3 is MQTT 3.1.1.")
-@click.option("--username", help="Needs --password-file.")
+@click.option("--username", help="At the broker; needs --password-file.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="Its first line is the password.")
 @click.option("--ca-file", type=click.Path(path_type=Path), help="Given: TLS.")
 @click.option("--cert-file", type=click.Path(path_type=Path), help="With --key-file: show this certificate.")
-@click.option("--key-file", type=click.Path(path_type=Path))
+@click.option("--key-file", type=click.Path(path_type=Path), help="Private key of --cert-file.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many verdicts.")
 @click.option("--timeout", type=float, help="Stop after so many seconds.")
 def watch_command(topic: str, protocol: str, count: int | None, timeout: float | None, **connection: Any) -> None:
@@ -169,7 +203,11 @@ def watch_command(topic: str, protocol: str, count: int | None, timeout: float |
     watch(settings, count=count, timeout_s=timeout, console=console)
 
 
-@commands.command("report", epilog="Example: taktsight-agent report archive/ --out shift.html")
+@commands.command(
+    "report",
+    short_help="Make a page of what a station archived.",
+    epilog="Example: taktsight-agent report archive/ --out shift.html",
+)
 @click.argument("archive", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="HTML file to write.")
 def report_command(archive: Path, out: Path) -> None:
@@ -178,7 +216,11 @@ def report_command(archive: Path, out: Path) -> None:
     say(f"{summary.parts} parts; report: {out}")
 
 
-@commands.command("outbox", epilog="Example: taktsight-agent outbox station.yaml --export waiting.jsonl")
+@commands.command(
+    "outbox",
+    short_help="Show or export what waits for consumers.",
+    epilog="Example: taktsight-agent outbox station.yaml --export waiting.jsonl",
+)
 @click.argument("station", type=click.Path(path_type=Path))
 @click.option("--export", type=click.Path(path_type=Path), help="Write the messages here, one JSON object per line.")
 @click.option("--discard", "discard_rest", is_flag=True, help="Then delete quarantine and damaged databases.")
@@ -189,7 +231,11 @@ def outbox_command(station: Path, export: Path | None, discard_rest: bool) -> No
     show_outbox(read_station(station), export, discard_rest=discard_rest)
 
 
-@commands.command("commands", epilog="Example: taktsight-agent commands station.yaml --last 20")
+@commands.command(
+    "commands",
+    short_help="Show who commanded what over MQTT.",
+    epilog="Example: taktsight-agent commands station.yaml --last 20",
+)
 @click.argument("station", type=click.Path(path_type=Path))
 @click.option("--last", type=click.IntRange(min=1), default=50, show_default=True, help="So many of the newest.")
 def commands_command(station: Path, last: int) -> None:
@@ -197,12 +243,15 @@ def commands_command(station: Path, last: int) -> None:
     show_commands(read_station(station), last)
 
 
+commands.add_command(camera_commands)
 commands.add_command(doctor_command)
 commands.add_command(recipes_commands)
 commands.add_command(top_command)
 commands.add_command(install_command)
 commands.add_command(uninstall_command)
 commands.add_command(audit_command)
+commands.add_command(compile_command)
+commands.add_command(selftest_command)
 
 
 def main() -> None:

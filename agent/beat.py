@@ -49,6 +49,7 @@ class Beat:
     deadline_ms: float  # from trigger to verdict
     queue_length: int = 4  # parts that may wait for the inspection
     on_no_verdict: str = "reject"  # what the gate does with such a part: reject | pass | stop (reject, then stop)
+    by_camera: bool = False  # the camera's own trigger opens the parts: it is a SelfTriggeredCamera
 
 
 class Observer:

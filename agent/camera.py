@@ -30,3 +30,19 @@ class Camera(Protocol):
 
     def stop(self) -> None:
         """Disarm and disconnect; never raises, may be called twice."""
+
+
+class SelfTriggeredCamera(Camera, Protocol):
+    """A camera whose own trigger opens the parts: a light barrier on its line, or nothing at all in free run.
+
+    Its frames carry the number of their part as trigger_id, counted from 1 over reconnects. A part whose number is
+    skipped has lost its frame; `trigger` does nothing.
+    """
+
+    @property
+    def parts(self) -> int:
+        """How many parts it has announced, those included whose frame was lost; changes in `next_frame` alone."""
+
+    @property
+    def lag_ns(self) -> int:
+        """How long after its trigger a frame is received: deadlines count from the trigger."""

@@ -11,14 +11,17 @@ from agent.archive import ArchiveSettings
 from agent.beat import Beat
 from agent.camera import Camera
 from agent.camera_folder import FolderCamera
+from agent.camera_genicam import GenicamCamera
 from agent.camera_simulated import SimulatedCamera
 from agent.changeover import ChangeoverSettings
 from agent.command_message import COMMANDS
-from agent.engine import ENGINES, TOLERANCES, EngineSettings
+from agent.engine import KINDS, RUNTIMES, TENSORRT, TOLERANCES, EngineSettings
+from agent.genicam_settings import GenicamSettings, read_genicam
 from agent.health import HealthSettings, read_health_settings
 from agent.messages import LINE_ACTION_FOR_POLICY
 from agent.mqtt_client import MqttSettings
 from agent.outbox import OutboxSettings
+from agent.output_settings import OutputSettings, read_output
 from agent.realtime import RealtimeSettings
 from agent.simulation import LineSettings, SimulatedLine
 from agent.sparkplug import SparkplugSettings
@@ -33,20 +36,33 @@ from calibration.signing import read_public_key
 
 @dataclass(frozen=True, slots=True)
 class CameraSettings:
-    """Which camera; exactly one of line and folder is set."""
+    """Which camera; exactly one of line, folder and genicam is set."""
 
     line: LineSettings | None
     folder: Path | None
     bit_depth: int | None = None  # of the folder's images; None: the files' own, or what the recording says
     prerendered: int = 0  # of a simulated line: parts drawn beforehand; 0: each as it comes
+    genicam: GenicamSettings | None = None
 
     @property
     def simulated(self) -> bool:
         """True where no real part stands before a camera."""
-        return True  # both kinds so far replay or draw; a GenICam camera will say False
+        return self.genicam is None
+
+    @property
+    def producer(self) -> Path | None:
+        """The GenTL producer that station.yaml names."""
+        return None if self.genicam is None else self.genicam.producer
+
+    @property
+    def opens_parts(self) -> bool:
+        """True where the camera's own trigger does, not the clock."""
+        return self.genicam is not None and not self.genicam.trigger.is_ours
 
     def open(self) -> Camera:
         """Return the camera, not started yet."""
+        if self.genicam is not None:
+            return GenicamCamera(self.genicam)
         if self.line is not None:
             return SimulatedCamera(SimulatedLine(self.line), prerendered=self.prerendered)
         assert self.folder is not None
@@ -77,7 +93,7 @@ class Station:
     outbox: OutboxSettings
     commands: CommandSettings
     archive: ArchiveSettings | None
-    output: Path | None = None  # file that is told what a gate would be told; None: no output
+    output: OutputSettings | None = None  # what acts on the verdicts; None: nobody is told
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
     health: HealthSettings = field(default_factory=lambda: HealthSettings(0))
     data: bytes = b""  # the file, as it was read
@@ -115,23 +131,26 @@ def read_station(path: Path, data: bytes | None = None) -> Station:
     policy = top.choice("on_no_verdict", tuple(LINE_ACTION_FOR_POLICY), "reject")
     name = top.text("station")
     commands = top.section("commands")
+    camera = _camera(top.section("camera"))
     queue_length = top.whole("queue_length", 4, minimum=1, maximum=64)
+    beat = Beat(
+        takt_ms=takt_ms,
+        deadline_ms=top.number("deadline_ms", 0.9 * takt_ms, minimum=1.0, maximum=queue_length * takt_ms),
+        queue_length=queue_length,
+        on_no_verdict=policy,
+        by_camera=camera.opens_parts,
+    )
     station = Station(
         name=name,
-        beat=Beat(
-            takt_ms=takt_ms,
-            deadline_ms=top.number("deadline_ms", 0.9 * takt_ms, minimum=1.0, maximum=queue_length * takt_ms),
-            queue_length=queue_length,
-            on_no_verdict=policy,
-        ),
-        camera=_camera(top.section("camera")),
+        beat=beat,
+        camera=camera,
         recipes=_recipes(top, commands, path.parent, name),
         mqtt=_mqtt(top.section("mqtt")) if top.has("mqtt") else None,
         sparkplug=_sparkplug(top.section("sparkplug"), name) if top.has("sparkplug") else None,
         outbox=_outbox(top.section("outbox"), path.parent, name),
         commands=_commands(commands, path.parent, name),
         archive=_archive(top.section("archive")) if top.has("archive") else None,
-        output=_output(top.section("output")) if top.has("output") else None,
+        output=read_output(top.section("output"), beat) if top.has("output") else None,
         health=read_health_settings(top.section("health")),
         realtime=_realtime(top.section("realtime")),
         data=data,
@@ -145,7 +164,9 @@ def read_station(path: Path, data: bytes | None = None) -> Station:
 
 
 def _camera(section: Section) -> CameraSettings:
-    kind = section.choice("kind", ("simulated", "folder"))
+    kind = section.choice("kind", ("simulated", "folder", "genicam"))
+    if kind == "genicam":
+        return CameraSettings(None, None, genicam=read_genicam(section))
     if kind == "folder":
         depth = section.whole("bit_depth", minimum=8, maximum=16) if section.has("bit_depth") else None
         return CameraSettings(None, _required_path(section, "path"), depth)
@@ -175,11 +196,16 @@ def _line(section: Section) -> LineSettings:
     )
 
 
-def _engine(section: Section) -> EngineSettings:
+def _engine(section: Section, folder: Path, station: str) -> EngineSettings:
+    kind = section.choice("kind", ("auto", *KINDS), "auto")
     return EngineSettings(
-        kind=section.choice("kind", ("auto", *ENGINES), "auto"),
-        precision=section.choice("precision", tuple(TOLERANCES), "f32"),
+        kind=kind,
+        precision=section.choice("precision", tuple(TOLERANCES), "f16" if kind == TENSORRT else "f32"),
         threads=section.whole("threads", 2, minimum=1, maximum=256),
+        runtime=section.choice("runtime", RUNTIMES, RUNTIMES[0]),
+        workspace_mb=section.whole("workspace_mb", 1024, minimum=16, maximum=65_536),
+        cache=section.path("cache", None) or folder / "engines" / _as_file_name(station),
+        fallback=section.choice("fallback", ("refuse", "allow"), "refuse") == "allow",
     )
 
 
@@ -187,7 +213,7 @@ def _recipes(top: Section, commands: Section, folder: Path, station: str) -> Cha
     recipes = top.section("recipes")
     return ChangeoverSettings(
         recipe=_required_path(top, "recipe"),
-        engine=_engine(top.section("engine")),
+        engine=_engine(top.section("engine"), folder, station),
         photometric=_photometric(top),
         folder=recipes.path("folder", None) or folder / "recipes" / _as_file_name(station),
         trust=_trust(recipes, folder, given=top.has("recipes")),
@@ -210,11 +236,6 @@ def _trust(section: Section, folder: Path, *, given: bool) -> Trust:
         return Trust(tuple(read_public_key(folder / name) for name in names), unsigned)
     except (InputError, ValueError) as error:  # ValueError: a zero in the path
         raise SettingsError(f"recipes.keys: {error}") from error
-
-
-def _output(section: Section) -> Path | None:
-    section.choice("kind", ("file",))
-    return _required_path(section, "file")
 
 
 def _realtime(section: Section) -> RealtimeSettings:

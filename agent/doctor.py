@@ -22,6 +22,7 @@ from agent.doctor_folders import folders, readable_files
 from agent.doctor_gpu import gpu, station_gpu
 from agent.doctor_machine import Case, Machine
 from agent.doctor_outbox import audit_trail, outbox
+from agent.doctor_output import output
 from agent.doctor_power import governor, jetson, memory, real_time, temperature, throttled
 from agent.doctor_recipe import judging, stored_recipes, trust
 from agent.doctor_service import clock, granted, unit, user
@@ -58,6 +59,7 @@ STATION_PROBES: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
     "recipe.folder": stored_recipes,
     "camera": station_camera,
     "gpu.station": station_gpu,
+    "output": output,
     "folders": folders,
     "outbox": outbox,
     "audit": audit_trail,

@@ -22,7 +22,11 @@ NAME_CHARACTERS = 20
 NICENESS = 10  # an agent that runs beside us goes first
 
 
-@click.command("doctor", epilog="Example: taktsight-agent doctor station.yaml --json > report.json")
+@click.command(
+    "doctor",
+    short_help="Look over this machine and the station.",
+    epilog="Example: taktsight-agent doctor station.yaml --json > report.json",
+)
 @click.argument("station", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for machines and for support.")
 def doctor_command(station: Path | None, as_json: bool) -> None:

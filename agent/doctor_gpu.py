@@ -41,23 +41,25 @@ def gpu(machine: Machine) -> Iterator[Finding]:
 
 def station_gpu(case: Case) -> Iterator[Finding]:
     """Yield whether a station whose engine runs on a GPU has one."""
-    machine, kind = case.machine, case.station.engine.kind
-    if kind not in NEEDS_GPU:
+    machine, engine = case.machine, case.station.engine
+    if engine.kind not in NEEDS_GPU:
         return
     lacking = []
     if _module(machine) is None or machine.cuda_driver() is None:
         lacking.append("no working NVIDIA driver")
-    if version_of("tensorrt") is None:
-        lacking.append("TensorRT is not installed")
-    if lacking:
-        yield fail(
-            "engine.gpu",
-            "; ".join(lacking),
-            f"what engine.kind: {kind} runs on",
-            "install the driver and pip install 'taktsight[tensorrt]', or set engine.kind: auto",
-        )
-    else:
-        yield ok("engine.gpu", f"{_models(machine)} for {kind}")
+    missing = [name for name in (engine.runtime, "pycuda") if version_of(name) is None]
+    if missing:
+        names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+        lacking.append(" and ".join(names.get(name, name) for name in missing) + " not installed")
+    if not lacking:
+        yield ok("engine.gpu", f"{_models(machine)} for {engine.kind}")
+        return
+    yield (warn if engine.fallback else fail)(
+        "engine.gpu",
+        "; ".join(lacking) + ("; a CPU engine stands in" if engine.fallback else ""),
+        f"what engine.kind: {engine.kind} runs on",
+        "install the driver, the runtime and pycuda (docs/engines.md), or set engine.kind: auto",
+    )
 
 
 def _module(machine: Machine) -> str | None:

@@ -11,6 +11,7 @@ from agent.beat import Beat
 from agent.doctor_finding import Finding, fail, ok, warn
 from agent.doctor_machine import Case
 from agent.engine import TOLERANCES, Engine, open_engine, prove
+from agent.parity import thresholds_serve
 from agent.recipe_store import RecipeStore
 from calibration.errors import TaktsightError
 from calibration.recipe import Recipe
@@ -96,7 +97,7 @@ def inference_finding(took_ms: list[float], beat: Beat) -> Finding:
 def thresholds_finding(recipe: Recipe, label: str) -> Finding:
     """Return whether thresholds were fitted on this precision. label: "openvino f32, 2 threads"."""
     fitted_on, precision = recipe.thresholds.fitted_on, label.partition(",")[0].rpartition(" ")[2]
-    if precision in fitted_on.replace(",", " ").split():
+    if thresholds_serve(fitted_on, label):
         return ok("recipe.thresholds", f"fitted on {fitted_on}, {recipe.thresholds.n_good} good parts")
     return warn(
         "recipe.thresholds",

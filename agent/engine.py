@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import EngineError
+from agent.parity import TOLERANCES, examined, require
 from calibration.errors import MissingPackage
 from calibration.recipe import Recipe
 
-INPUT, MAP, SCORE = "image", "anomaly_map", "score"
+__all__ = [
+    "ENGINES", "INPUT", "KINDS", "MAP", "RUNTIMES", "SCORE", "TENSORRT", "TOLERANCES", "Engine", "EngineSettings",
+    "load_engine", "open_engine", "prove",
+]  # fmt: skip
 
-# Largest difference from the trainer's float32 answers, relative to the threshold, with which a precision may go live.
-# f32: rounding order only, 1e-6 measured, so 1e-3 catches a wrong graph or driver. bf16 keeps 8 bits: its scores move
-# by per cent, which is why thresholds must be fitted on it; 0.25 only catches an engine that is broken.
-TOLERANCES = {"f32": 1e-3, "bf16": 0.25}
+log = logging.getLogger(__name__)
+
+INPUT, MAP, SCORE = "image", "anomaly_map", "score"
+TENSORRT = "tensorrt"
+RUNTIMES = ("tensorrt", "tensorrt_rtx")  # Python modules
 
 
 class Engine(Protocol):
@@ -36,47 +43,59 @@ class Engine(Protocol):
 class EngineSettings:
     """Which engine, and everything that changes its answers or its speed."""
 
-    kind: str = "auto"  # auto: openvino on x86-64 where installed, else onnxruntime
+    kind: str = "auto"  # auto: openvino on x86-64 where installed, else onnxruntime; never a GPU
     precision: str = "f32"
-    threads: int = 2
+    threads: int = 2  # of the CPU engines
+    runtime: str = RUNTIMES[0]  # tensorrt: Python module
+    workspace_mb: int = 1024  # tensorrt: device memory that building may use
+    cache: Path = Path("engines")  # tensorrt: folder of compiled plans
+    fallback: bool = False  # tensorrt: a CPU engine may stand in
 
 
 def open_engine(recipe: Recipe, settings: EngineSettings) -> Engine:
-    """Return an engine that has reproduced the recipe's self-test on this device.
+    """Return an engine that has passed the parity gate on this device, on the recipe's sealed set.
+
+    With `fallback`, a CPU engine in f32 stands in for one on the GPU that cannot be had, and its label says so.
 
     Raises MissingPackage naming the extra to install, EngineError if the graph cannot be loaded or answers otherwise.
     """
+    try:
+        return _proven(recipe, settings)
+    except (EngineError, MissingPackage) as error:
+        if settings.kind != TENSORRT or not settings.fallback:
+            raise
+        log.error("no %s, a CPU engine stands in (engine.fallback): %s", TENSORRT, error)
+        engine = _proven(recipe, replace(settings, kind="auto", precision="f32"))
+        engine.label += f", in place of {TENSORRT} {settings.precision}"
+        return engine
+
+
+def prove(engine: Engine, recipe: Recipe, tolerance: float) -> float:
+    """Return the largest relative difference between the engine's answers and the trainer's on the sealed set.
+
+    Raises EngineError if it is above tolerance, or a verdict is another one: such an engine must not judge parts.
+    """
+    parity = examined(engine.infer, engine.label, recipe, tolerance)
+    require(parity)
+    return parity.worst
+
+
+def load_engine(recipe: Recipe, settings: EngineSettings) -> Engine:
+    """Return an engine that nobody has proven yet: for reports on it. Raises as `open_engine`."""
     kind = _automatic() if settings.kind == "auto" else settings.kind
-    engine = ENGINES[kind](recipe.graph, settings)
+    return _tensorrt(recipe, settings) if kind == TENSORRT else ENGINES[kind](recipe.graph, settings)
+
+
+def _proven(recipe: Recipe, settings: EngineSettings) -> Engine:
+    engine = load_engine(recipe, settings)
     prove(engine, recipe, TOLERANCES[settings.precision])
     return engine
 
 
-def prove(engine: Engine, recipe: Recipe, tolerance: float) -> float:
-    """Return the largest relative difference between the engine's answers and the trainer's on the self-test.
+def _tensorrt(recipe: Recipe, settings: EngineSettings) -> Engine:
+    from agent.engine_tensorrt import tensorrt_engine
 
-    Raises EngineError if it is above tolerance: such an engine must not judge parts.
-    """
-    differences, told = [0.0], [""]
-    for number, (batch, score, peak) in enumerate(
-        zip(recipe.selftest.batches, recipe.selftest.scores, recipe.selftest.map_peaks, strict=True), start=1
-    ):
-        anomaly_map, found = engine.infer(batch[None])
-        found_peak = float(anomaly_map.max())
-        differences.append(abs(found - score) / max(abs(score), recipe.thresholds.score))
-        differences.append(abs(found_peak - peak) / max(abs(peak), recipe.thresholds.map))
-        told += [
-            f"score {found:.6g} for {score:.6g} on part {number}",
-            f"map {found_peak:.6g} for {peak:.6g} on {number}",
-        ]
-    place = int(np.argmax(differences))  # of a NaN, if there is one
-    worst = differences[place]
-    if not worst <= tolerance:  # `not <=`: a NaN must fail too
-        raise EngineError(
-            f"{engine.label} differs from the trainer's answers by {worst:.1e} of the threshold (self-test: "
-            f"{told[place]}), at most {tolerance:g} is allowed: choose another engine or precision in station.yaml"
-        )
-    return worst
+    return tensorrt_engine(recipe, settings)
 
 
 def _onnxruntime(graph: bytes, settings: EngineSettings) -> Engine:
@@ -93,10 +112,11 @@ def _openvino(graph: bytes, settings: EngineSettings) -> Engine:
     return OpenVinoEngine(graph, settings)
 
 
-ENGINES: dict[str, Callable[[bytes, EngineSettings], Engine]] = {
+ENGINES: dict[str, Callable[[bytes, EngineSettings], Engine]] = {  # on the CPU, from the float32 graph
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }
+KINDS = (*ENGINES, TENSORRT)
 
 
 def _automatic() -> str:

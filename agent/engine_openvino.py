@@ -20,7 +20,9 @@ class OpenVinoEngine:
     """A graph compiled for this CPU. The precision is always explicit: left alone, OpenVINO picks bf16 by itself."""
 
     def __init__(self, graph: bytes, settings: EngineSettings) -> None:
-        """Raises EngineError if the graph cannot be compiled."""
+        """Raises EngineError if the precision is not to be had or the graph cannot be compiled."""
+        if settings.precision not in ("f32", "bf16"):
+            raise EngineError(f"openvino runs f32 and bf16 on a CPU, {settings.precision} found: use tensorrt for it")
         core = openvino.Core()
         properties = {
             "INFERENCE_PRECISION_HINT": settings.precision,

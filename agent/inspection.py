@@ -22,6 +22,7 @@ import numpy as np
 
 from agent.audit import run_facts
 from agent.beat import Inspector
+from agent.camera_genicam import GenicamCamera
 from agent.changeover import Changeover
 from agent.commands import Change
 from agent.config import Station
@@ -32,7 +33,8 @@ from agent.loop import Line
 from agent.messages import Alarm, Origin, alarm_fields, new_id
 from agent.notify import Supervisor
 from agent.operations import LineOperations
-from agent.output import FileOutput, NoOutput
+from agent.output import NoOutput
+from agent.parity import thresholds_serve
 from agent.pipeline import Pipeline
 from agent.publish_process import Ended, PublishProcess
 from agent.realtime import go_first
@@ -75,15 +77,16 @@ class Inspection:
         self._warn_of_short_watchdog()
         self._ring = Ring.make(slots=SLOTS, slot_bytes=SLOT_BYTES, picture_bytes=_picture_bytes(pipeline))
         wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        output = NoOutput() if station.output is None else FileOutput(station.output)
+        self._camera = station.camera.open()
+        self._output = NoOutput() if station.output is None else station.output.open(self._camera)
         self._handover = Handover(self._ring, wake, _wanted(station), self._charge, self._halt)
         self.line = Line(
-            station.camera.open(),
+            self._camera,
             pipeline,
             station.beat,
             self._handover.deliver,
             self._come_round,
-            output=output,
+            output=self._output,
             observer=self._handover,
             states=self._states,
         )
@@ -171,6 +174,8 @@ class Inspection:
                 "delivery_faults": tally.delivery_faults,
                 "publisher_restarts": self._publisher.restarts,
                 **self._handover.counters(),
+                **self._output.counters(),
+                **(self._camera.counters if isinstance(self._camera, GenicamCamera) else {}),
             },
             "alarms": alarm_fields(self._alarms()),
             "given_up": self._handover.given_up + self._handover.unwritten,
@@ -223,8 +228,7 @@ class Inspection:
     def _warn_of_foreign_thresholds(self, pipeline: Pipeline) -> None:
         """A threshold belongs to the precision that it was fitted on."""
         fitted_on, label = pipeline.recipe.thresholds.fitted_on, pipeline.engine.label
-        precision = label.split(",")[0].split()[-1]
-        if precision not in fitted_on:
+        if not thresholds_serve(fitted_on, label):
             log.warning(
                 "thresholds were fitted on %s, this engine is %s: run taktsight-agent replay --scores with this "
                 "engine, then taktsight-calibration threshold", fitted_on, label

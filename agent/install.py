@@ -26,6 +26,7 @@ UNITS, PACKAGED_UNITS = Path("/etc/systemd/system"), Path("/usr/lib/systemd/syst
 TEMPLATE = "taktsight-agent@.service"
 SHARED = {  # name in systemd/: where it goes
     TEMPLATE: UNITS / TEMPLATE,
+    "taktsight-compile@.service": UNITS / "taktsight-compile@.service",
     "taktsight.sysusers": Path("/etc/sysusers.d/taktsight.conf"),
     "taktsight.tmpfiles": Path("/etc/tmpfiles.d/taktsight.conf"),
 }

@@ -29,7 +29,11 @@ def _common_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.command("install", epilog="Example: taktsight-agent install cell7 --camera gige --dry-run")
+@click.command(
+    "install",
+    short_help="Make a station a service, or bring it up to date.",
+    epilog="Example: taktsight-agent install cell7 --camera gige --dry-run",
+)
 @_common_options
 @click.option("--camera", type=click.Choice([*CAMERAS, NONE]), help="What its service may reach.  [as it is]")
 @click.option("--gpu", type=click.Choice([*GPUS, NONE]), help="For TensorRT.  [as it is]")
@@ -55,7 +59,11 @@ def install_command(station: str, dry_run: bool, root: Path, prefix: Path, **wis
         say(f"next: edit {ETC / station}.yaml, bring its recipe and keys, then `systemctl restart {unit(station)}`")
 
 
-@click.command("uninstall", epilog="Example: taktsight-agent uninstall cell7 --dry-run")
+@click.command(
+    "uninstall",
+    short_help="Take a station's service away.",
+    epilog="Example: taktsight-agent uninstall cell7 --dry-run",
+)
 @_common_options
 @click.option("--purge", is_flag=True, help="Delete its settings, keys, verdicts and recipes too.")
 @click.option("--discard", is_flag=True, help="With --purge: also verdicts that were not delivered.")

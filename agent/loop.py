@@ -1,9 +1,11 @@
 """The line: triggers out, frames in, one verdict per trigger at its deadline at the latest.
 
+The clock opens parts, on the beat, or the camera's own trigger does: a number that it skips is a part without a frame.
+
 Four threads, each with one job:
 
     clock (the caller's)   gives triggers on the beat; settles what is overdue as no_verdict
-    acquisition            takes frames from the camera into a bounded queue
+    acquisition            takes frames from the camera into a bounded queue; opens what the camera announces
     inspection             runs the pipeline, one frame at a time, and between two parts what others ask of it
     delivery               hands settled verdicts to the outlets, in the order in which they were settled
 
@@ -25,13 +27,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
+from typing import cast
 
 from agent.beat import Beat, Deliver, Hold, Inspector, Observer, OnRound, Settled
-from agent.camera import Camera
+from agent.camera import Camera, SelfTriggeredCamera
+from agent.errands import Answer, Errands
 from agent.errors import CameraError, EndOfFrames, OutputError
 from agent.journal import fields
 from agent.ledger import Ledger, OpenTrigger
@@ -47,8 +49,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05  # how soon a thread notices that it should stop
 MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
 MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
-
-Answer = TypeVar("Answer")
+NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"
 
 
 class Line:
@@ -78,11 +79,13 @@ class Line:
         self._came_round_ns = dict.fromkeys(("clock", "acquisition", "inspection", "delivery"), 0)
         self._ledger = Ledger(beat.deadline_ms)
         self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
-        self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._settled: queue.SimpleQueue[Settled | None] = queue.SimpleQueue()
         self._stopping = threading.Event()  # no more triggers
         self._ended = threading.Event()  # all threads go home
         self._wake = threading.Event()  # something changed for the clock
+        self._errands = Errands(self._ended.is_set)
+        self._self_triggered = cast(SelfTriggeredCamera, camera) if beat.by_camera else None
+        self._most_parts: int | None = None
         self._camera_fault: str | None = None
         self._holding = threading.Lock()
         self.held: Hold | None = None
@@ -98,6 +101,7 @@ class Line:
 
         Raises CameraError if the camera cannot be started; after that it never raises for a camera.
         """
+        self._most_parts = count
         self._camera.start()
         if self.held is None:
             self.states.fire(Event.START)
@@ -115,6 +119,7 @@ class Line:
             self._ended.set()
             for thread in workers:
                 thread.join()
+            self._settle_all(Reason.STOPPING, "the agent was stopped when this part came")
             self._settled.put(None)
             delivery.join()
             self._camera.stop()
@@ -148,45 +153,33 @@ class Line:
 
         Raises TimeoutError if its turn did not come in time; it then never runs.
         """
-        promise: Future[Answer] = Future()
-
-        def run() -> None:
-            if promise.set_running_or_notify_cancel():
-                try:
-                    promise.set_result(errand())
-                except BaseException as error:  # noqa: BLE001 goes to the one who asked, not to the line
-                    promise.set_exception(error)
-
-        self._errands.put(run)
-        give_up_s = time.monotonic() + timeout_s
-        while not promise.done():
-            wait([promise], timeout=POLL_S)
-            too_late = self._ended.is_set() or time.monotonic() >= give_up_s
-            if too_late and promise.cancel():  # one that has begun cannot be cancelled: wait for its end
-                raise TimeoutError("the line did not come between two parts")
-        return promise.result()
+        return self._errands.ask(errand, timeout_s)
 
     def put_in_charge(self, inspector: Inspector) -> None:
         """Let another inspector judge the next frame. To be called from an errand."""
         self.inspector = inspector
 
+    def _has_all_parts(self, count: int | None) -> bool:
+        return self._stopping.is_set() or (count is not None and self.tally.triggers >= count)
+
     def _keep_the_beat(self, count: int | None) -> None:
-        """Trigger on the beat and settle overdue triggers, until there is nothing left to do."""
+        """Trigger on the beat, unless the camera does, and settle what is overdue, until nothing is left to do."""
         next_trigger_ns = time.monotonic_ns()
         takt_ns = round(self._beat.takt_ms * 1e6)
         while self._comes_round("clock"):
-            done = self._stopping.is_set() or (count is not None and self.tally.triggers >= count)
+            done = self._has_all_parts(count)
             if done and len(self._ledger) == 0:
                 return
             now_ns = time.monotonic_ns()
             self._settle_overdue(now_ns)
-            if not done and now_ns >= next_trigger_ns:
+            triggers = self._self_triggered is None and not done
+            if triggers and now_ns >= next_trigger_ns:
                 self._trigger(now_ns)
                 next_trigger_ns += takt_ns
                 if next_trigger_ns < now_ns:  # the machine slept: keep the beat from here, never in a burst
                     next_trigger_ns = now_ns + takt_ns
                 continue
-            self._wait(None if done else next_trigger_ns)
+            self._wait(next_trigger_ns if triggers else None)
 
     def _wait(self, next_trigger_ns: int | None) -> None:
         """Sleep until the next trigger or deadline, or until something changes."""
@@ -198,16 +191,7 @@ class Line:
 
     def _trigger(self, now_ns: int) -> None:
         trigger_id = self.tally.triggers + 1
-        waiting = len(self._ledger)
-        self._observer.opened(trigger_id)
-        self._ledger.open(trigger_id, now_ns)
-        self.tally.triggers = trigger_id
-        held = self.held
-        if held is not None:
-            self._speak_for(trigger_id, held.reason, held.detail)
-            return
-        if waiting > self._beat.queue_length:  # one of them is being inspected
-            self._speak_for(trigger_id, Reason.OVERRUN, f"{waiting} parts wait already: slow the line")
+        if not self._open(trigger_id, now_ns):
             return
         try:
             self._camera.trigger(trigger_id)
@@ -218,6 +202,33 @@ class Line:
             self.stop()
         except CameraError as error:
             self._speak_for(trigger_id, Reason.CAMERA_DOWN, str(error))
+
+    def _open(self, trigger_id: int, opened_ns: int) -> bool:
+        """Open a part; False where it is answered at once: the line is held, or too many wait."""
+        waiting = len(self._ledger)
+        self._observer.opened(trigger_id)
+        self._ledger.open(trigger_id, opened_ns)
+        self.tally.triggers = trigger_id
+        if (held := self.held) is not None:
+            self._speak_for(trigger_id, held.reason, held.detail)
+        elif waiting > self._beat.queue_length:  # one of them is being inspected
+            self._speak_for(trigger_id, Reason.OVERRUN, f"{waiting} parts wait already: slow the line")
+        else:
+            return True
+        return False
+
+    def _open_announced(self, camera: SelfTriggeredCamera, frame: Frame | None) -> bool:
+        """Open the parts that the camera announced; True if the frame's part, the last one, waits for its verdict."""
+        opened_ns = (time.monotonic_ns() if frame is None else frame.received_ns) - camera.lag_ns
+        is_open = False
+        while camera.parts > self.tally.triggers and not self._has_all_parts(self._most_parts):
+            trigger_id = self.tally.triggers + 1
+            is_open = self._open(trigger_id, opened_ns)
+            if frame is None or frame.trigger_id != trigger_id:
+                self._speak_for(trigger_id, Reason.FRAME_LOST, NO_FRAME)
+                is_open = False
+            self._wake.set()
+        return is_open
 
     def _comes_round(self, thread: str) -> bool:
         """Note that this thread is done with its last piece of work; return False when all are to go home."""
@@ -233,18 +244,23 @@ class Line:
                 self._note_camera(str(error))
                 self._ended.wait(POLL_S)
                 continue
-            if frame is None:
+            if self._self_triggered is not None and not self._open_announced(self._self_triggered, frame):
                 continue
-            if not self._ledger.arrived(frame):
-                self.tally.stale_frames += 1
-                continue
-            if self._frames.full():
-                self._drop_settled_frames()
-            try:
-                self._frames.put_nowait(frame)
-            except queue.Full:
-                waiting = self._frames.maxsize
-                self._speak_for(frame.trigger_id, Reason.OVERRUN, f"{waiting} frames wait already: slow the line")
+            if frame is not None:
+                self._take_in(frame)
+
+    def _take_in(self, frame: Frame) -> None:
+        """Queue a frame for the inspection."""
+        if not self._ledger.arrived(frame):
+            self.tally.stale_frames += 1
+            return
+        if self._frames.full():
+            self._drop_settled_frames()
+        try:
+            self._frames.put_nowait(frame)
+        except queue.Full:
+            waiting = self._frames.maxsize
+            self._speak_for(frame.trigger_id, Reason.OVERRUN, f"{waiting} frames wait already: slow the line")
 
     def _drop_settled_frames(self) -> None:
         """Make room: after a stall the queue is full of frames whose deadline has passed."""
@@ -256,7 +272,7 @@ class Line:
 
     def _inspect(self) -> None:
         while self._comes_round("inspection"):
-            self._run_errands()
+            self._errands.run()
             try:
                 frame = self._frames.get(timeout=POLL_S)
             except queue.Empty:
@@ -265,11 +281,6 @@ class Line:
             if deadline_ns is not None:
                 self._conclude(self._inspected(frame, deadline_ns))
                 self._observer.rested()
-
-    def _run_errands(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                self._errands.get_nowait()()
 
     def _inspected(self, frame: Frame, deadline_ns: int) -> Verdict:
         try:

@@ -23,12 +23,19 @@ class Output(Protocol):
         Raises OutputError if it cannot be done: the line then fails safe.
         """
 
+    def counters(self) -> dict[str, int]:
+        """Return what was counted since the start, by names as in the status."""
+
     def close(self) -> None:
         """Back to the rest position; never raises."""
 
 
 class NoOutput:
     """The line acts on the messages of the MES alone."""
+
+    def counters(self) -> dict[str, int]:
+        """Return none."""
+        return {}
 
     def act(self, trigger_id: int, action: str, opened_ns: int) -> None:
         """Do nothing."""
@@ -57,6 +64,10 @@ class FileOutput:
             self._file.write(f"{trigger_id} {action} {after_ms:.3f}\n")
         except OSError as error:
             raise OutputError(f"{self._file.name}: {error.strerror}: free the disk") from error
+
+    def counters(self) -> dict[str, int]:
+        """Return none: the file has a line for each part."""
+        return {}
 
     def close(self) -> None:
         """Close the file; what was written is there already, what the disk refused is not."""

@@ -30,7 +30,9 @@ def recipes_commands() -> None:
     """The recipes of a station: bring them in, choose one, go back."""
 
 
-@recipes_commands.command("list", epilog="Example: taktsight-agent recipes list station.yaml")
+@recipes_commands.command(
+    "list", short_help="Show the station's recipes.", epilog="Example: taktsight-agent recipes list station.yaml"
+)
 @STATION
 def list_command(station: Path) -> None:
     """Show which recipes STATION has, who signed them, and which one is active."""
@@ -50,7 +52,11 @@ def list_command(station: Path) -> None:
         say("active: the recipe that station.yaml names")
 
 
-@recipes_commands.command("add", epilog="Example: taktsight-agent recipes add station.yaml flange.recipe")
+@recipes_commands.command(
+    "add",
+    short_help="Take a recipe in, after every check.",
+    epilog="Example: taktsight-agent recipes add station.yaml flange.recipe",
+)
 @STATION
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--name", help="Under which it is activated and commanded.  [the file's name]")
@@ -64,7 +70,11 @@ def add_command(station: Path, recipe: Path, name: str | None, replaces: bool) -
     say(f"added: {_told(added)}")
 
 
-@recipes_commands.command("activate", epilog="Example: taktsight-agent recipes activate station.yaml flange-2")
+@recipes_commands.command(
+    "activate",
+    short_help="Choose the recipe that judges.",
+    epilog="Example: taktsight-agent recipes activate station.yaml flange-2",
+)
 @STATION
 @click.argument("name")
 def activate_command(station: Path, name: str) -> None:
@@ -75,7 +85,11 @@ def activate_command(station: Path, name: str) -> None:
     _tell_change(old, new)
 
 
-@recipes_commands.command("rollback", epilog="Example: taktsight-agent recipes rollback station.yaml")
+@recipes_commands.command(
+    "rollback",
+    short_help="Go back to the recipe before.",
+    epilog="Example: taktsight-agent recipes rollback station.yaml",
+)
 @STATION
 def rollback_command(station: Path) -> None:
     """Let the recipe judge that was active before, from the next start of the agent of STATION."""
@@ -85,7 +99,11 @@ def rollback_command(station: Path) -> None:
     _tell_change(old, new)
 
 
-@recipes_commands.command("verify", epilog="Example: taktsight-agent recipes verify station.yaml")
+@recipes_commands.command(
+    "verify",
+    short_help="Check every recipe of the station.",
+    epilog="Example: taktsight-agent recipes verify station.yaml",
+)
 @STATION
 @click.argument("name", nargs=-1)
 def verify_command(station: Path, name: tuple[str, ...]) -> None:
@@ -110,7 +128,9 @@ def verify_command(station: Path, name: tuple[str, ...]) -> None:
         raise RecipeError(f"{failed} recipes found that cannot run here: see above")
 
 
-@click.command("audit", epilog="Example: taktsight-agent audit station.yaml --verify")
+@click.command(
+    "audit", short_help="Show or prove who changed what.", epilog="Example: taktsight-agent audit station.yaml --verify"
+)
 @STATION
 @click.option("--verify", "verifies", is_flag=True, help="Prove the chain; name the first line that breaks it.")
 @click.option("--noted", help="With --verify: digest that was noted down; its line must still be there.")

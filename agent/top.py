@@ -31,7 +31,9 @@ class NoAnswer(TaktsightError):
     """Nobody tells of a station there; one that did may come back."""
 
 
-@click.command("top", epilog="Example: taktsight-agent top station.yaml")
+@click.command(
+    "top", short_help="Show live how the running agent does.", epilog="Example: taktsight-agent top station.yaml"
+)
 @click.argument("station", required=False, type=click.Path(path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), help=f"In place of STATION's health.port.  [{DEFAULT_PORT}]")
 @click.option("--once", is_flag=True, help="One picture, then end; so it is where the output is no terminal.")

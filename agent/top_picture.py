@@ -19,6 +19,7 @@ SIDE_BY_SIDE = 118  # columns from which the tables stand beside each other
 STATISTICS = (("p50", "p50"), ("p99", "p99"), ("p99.9", "p999"), ("max", "max"))
 COLOURS = {"pass": "green", "reject": "red", "no_verdict": "yellow"}
 UNITS = {"dx_px": "dx, px", "dy_px": "dy, px", "angle_deg": "angle, deg", "residual_px": "residual, px"}
+HALF_TURN_DEG = 180.0
 MIB = 1024**2
 
 FULL, BLOCKS = "█▓░", "▁▂▃▄▅▆▇█"
@@ -171,7 +172,8 @@ class _Picture:
         table = _table("measure", "mean", "sd", "min", "max", title=f"newest {parts:,} parts")
         for name, spread in measures.items():
             digits = 2 if name in UNITS else 3
-            row = (f"{spread[key]:.{digits}f}" for key in ("mean", "sd", "min", "max"))
+            shown = within_a_turn(spread) if name == "angle_deg" else spread
+            row = (f"{shown[key]:.{digits}f}" for key in ("mean", "sd", "min", "max"))
             table.add_row(UNITS.get(name, _printable(name).replace("_", " ")), *row)
         return table
 
@@ -221,6 +223,16 @@ def _counted(count: Mapping[str, Any], reason: str | None = None) -> int:
 
 def _short(duration_ms: float) -> str:
     return f"{duration_ms:.2f}" if duration_ms < 1 else f"{duration_ms:.1f}"
+
+
+def within_a_turn(spread: Mapping[str, float]) -> dict[str, float]:
+    """Return a spread of angles as people read it: -180..180 degrees; parts that lie any way round have that range."""
+    if spread["max"] - spread["min"] > HALF_TURN_DEG and max(spread["max"], -spread["min"]) > HALF_TURN_DEG:
+        return {**spread, "min": -HALF_TURN_DEG, "max": HALF_TURN_DEG}
+    turned = {
+        key: (spread[key] + HALF_TURN_DEG) % (2 * HALF_TURN_DEG) - HALF_TURN_DEG for key in ("mean", "min", "max")
+    }
+    return {**spread, **turned}
 
 
 def _words(name: str, *endings: str) -> str:

@@ -139,8 +139,10 @@ def _cause(message: dict[str, Any]) -> str:
     """Return why, in a few words: nothing for a pass."""
     if message["outcome"] == "pass":
         return ""
-    reason = "" if message["reason"] == "score" else message["reason"]
-    cause = ": ".join(_printable(part) for part in (reason, message["detail"]) if part)
+    reason, detail = "" if message["reason"] == "score" else message["reason"], message["detail"]
+    if detail.startswith(f"{reason}: "):  # it begins with the reason in words
+        reason = ""
+    cause = ": ".join(_printable(part) for part in (reason, detail) if part)
     return cause if len(cause) <= MAX_CAUSE_CHARACTERS else cause[: MAX_CAUSE_CHARACTERS - 1] + "…"
 
 

@@ -31,7 +31,7 @@ def require_self_contained(graph: bytes) -> None:
     """Raises RecipeError if the graph is no protobuf message, or a tensor of it lies in another file."""
     waiting = [("model", memoryview(graph), 0)]
     if not graph:
-        raise RecipeError("its detector.onnx is empty: train it again")
+        raise RecipeError("its graph is empty: train it again")
     while waiting:
         message, data, depth = waiting.pop()
         if depth > MOST_DEPTH:
@@ -58,7 +58,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         if wire == _BYTES:
             size, place = _varint(data, place)
         if number == 0 or size is None or place + size > len(data):
-            raise RecipeError("its detector.onnx is no ONNX graph: train it again")
+            raise RecipeError("its graph is no ONNX graph: train it again")
         yield number, data[place : place + size]
         place += size
 
@@ -73,4 +73,4 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, place
-    raise RecipeError("its detector.onnx is no ONNX graph: train it again")
+    raise RecipeError("its graph is no ONNX graph: train it again")

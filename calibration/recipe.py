@@ -5,11 +5,13 @@ sizes and digests. The manifest's own digest finds damage and careless edits; wh
 signature, see `calibration.signing`.
 
     detector.onnx       image (1, C, h, w) float32 -> anomaly_map (1, 1, h', w'), score (1,)
+    detector.f16.onnx   the same in half precision, input and outputs float32, where that is close enough; format 2
     preparation.json    view, registration limits, limits of light and focus
     reference.png       mean of the aligned good parts, where the product is registered
     weight.png          how much each place of the reference counts
     thresholds.json
-    selftest.npy        a few prepared good parts, with their answers in selftest.json
+    selftest.npy        a few prepared parts, with their answers in selftest.json
+    selftest_maps.npy   their anomaly maps; format 2
     metrics.json, report.html   what the trainer measured; for people, outside the digest
 """
 
@@ -35,8 +37,9 @@ from calibration.onnx_graph import require_self_contained
 from calibration.preprocess import Rectangle, View
 from calibration.recipe_file import (
     FOR_PEOPLE,
-    FORMAT_VERSION,
+    GRAPHS,
     REFERENCE,
+    SINCE_2,
     canonical,
     members_digest,
     read_members,
@@ -76,6 +79,7 @@ class SelfTest:
     batches: NDArray[np.float32]  # (n, C, h, w)
     scores: tuple[float, ...]  # n, torch float32
     map_peaks: tuple[float, ...]  # n, largest value of each anomaly map
+    maps: NDArray[np.float32] | None = None  # (n, 1, h', w') anomaly maps; None in recipes of format 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Recipe:
     reference: Reference | None
     thresholds: Thresholds
     selftest: SelfTest
+    graph_f16: bytes | None = None  # ONNX in half precision; None where it was not close enough, and in format 1
     condition: ConditionLimits | None = None  # None where light and focus were not learnt: nothing is refused for them
     training: Mapping[str, Any] = field(default_factory=dict)  # seed, counts, decisions and their reasons
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -120,25 +125,31 @@ def read_recipe(path: Path) -> Recipe:
 def recipe_from_members(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Recipe:
     """Return the recipe that a checked file holds. Raises RecipeError, naming path, if a value is none it can be."""
     try:
-        require_self_contained(members["detector.onnx"])
+        for name in GRAPHS:
+            if name in members:
+                require_self_contained(members[name])
         return _from_members(manifest, members)
     except TaktsightError as error:
         raise RecipeError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RecipeError(
-            f"{path}: a member does not hold what format {FORMAT_VERSION} says: {short(error)}"
+            f"{path}: a member does not hold what format {manifest['format']} says: {short(error)}"
         ) from error
 
 
 def _members(recipe: Recipe) -> dict[str, bytes]:
     """Return the files of the recipe, in the order in which they are stored."""
     members = {"detector.onnx": recipe.graph, "preparation.json": canonical(_preparation(recipe))}
+    if recipe.graph_f16 is not None:
+        members["detector.f16.onnx"] = recipe.graph_f16
     if recipe.reference is not None:
         members["reference.png"] = encode_png(recipe.reference.image)
         members["weight.png"] = encode_png(recipe.reference.weight)
     members["thresholds.json"] = canonical(asdict(recipe.thresholds))
     members["selftest.npy"] = _npy(recipe.selftest.batches)
     members["selftest.json"] = canonical({"scores": recipe.selftest.scores, "map_peaks": recipe.selftest.map_peaks})
+    if recipe.selftest.maps is not None:
+        members["selftest_maps.npy"] = _npy(recipe.selftest.maps)
     members["metrics.json"] = canonical(dict(recipe.metrics))
     members["report.html"] = recipe.report.encode()
     return members
@@ -147,7 +158,7 @@ def _members(recipe: Recipe) -> dict[str, bytes]:
 def _manifest(recipe: Recipe, members: Mapping[str, bytes]) -> dict[str, Any]:
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in members.items()}
     return {
-        "format": FORMAT_VERSION,
+        "format": 2 if any(name in members for name in SINCE_2) else 1,  # the oldest that can hold it
         "product": recipe.product,
         "detector": recipe.detector,
         "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -182,7 +193,8 @@ def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> 
         view=view,
         reference=_reference(preparation["registration"], members),
         thresholds=_thresholds(strict_json(members["thresholds.json"])),
-        selftest=_selftest(members["selftest.npy"], strict_json(members["selftest.json"]), view),
+        selftest=_selftest(members, view),
+        graph_f16=members.get("detector.f16.onnx"),
         condition=_condition(preparation.get("condition")),
         training=_mapping(manifest["training"]),
         metrics=_mapping(strict_json(members.get("metrics.json", b"{}"))),
@@ -257,17 +269,31 @@ def _thresholds(values: Any) -> Thresholds:
     return thresholds
 
 
-def _selftest(data: bytes, answers: dict[str, Any], view: View) -> SelfTest:
+def _selftest(members: Mapping[str, bytes], view: View) -> SelfTest:
+    batches = _array(members, "selftest.npy")
+    n, *shape = batches.shape
+    _want(shape == [view.channels, view.height, view.width] and n >= 1, f"selftest.npy of shape {batches.shape}")
+    answers = strict_json(members["selftest.json"])
+    scores, peaks = (tuple(_number(value) for value in answers[key]) for key in ("scores", "map_peaks"))
+    _want(len(scores) == len(peaks) == n, "selftest.json: its answers")
+    maps = None
+    if "selftest_maps.npy" in members:
+        maps = _array(members, "selftest_maps.npy")
+        _want(maps.shape[:2] == (n, 1) and maps.size > 0, f"selftest_maps.npy of shape {maps.shape}")
+    return SelfTest(batches, scores, peaks, maps)
+
+
+def _array(members: Mapping[str, bytes], name: str) -> NDArray[np.float32]:
+    """Return a plain float32 array of four axes; its header is read before any memory is taken."""
+    data = members[name]
     head = _NPY.match(data)
-    _want(head is not None, "selftest.npy is no plain float32 array of four axes")
+    _want(head is not None, f"{name} is no plain float32 array of four axes")
     assert head is not None
     shape = tuple(int(length) for length in head.groups())
-    _want(shape[1:] == (view.channels, view.height, view.width) and shape[0] >= 1, f"selftest.npy of shape {shape}")
-    _want(len(data) == head.end() + 4 * math.prod(shape), f"selftest.npy of {len(data)} bytes for shape {shape}")
-    batches = np.frombuffer(data, np.dtype("<f4"), offset=head.end()).reshape(shape).astype(np.float32)
-    scores, peaks = (tuple(_number(value) for value in answers[key]) for key in ("scores", "map_peaks"))
-    _want(len(scores) == len(peaks) == shape[0] and bool(np.isfinite(batches).all()), "selftest.json: its answers")
-    return SelfTest(batches, scores, peaks)
+    _want(len(data) == head.end() + 4 * math.prod(shape), f"{name} of {len(data)} bytes for shape {shape}")
+    array = np.frombuffer(data, np.dtype("<f4"), offset=head.end()).reshape(shape).astype(np.float32)
+    _want(bool(np.isfinite(array).all()), f"{name} with numbers that are not finite")
+    return array
 
 
 def _filled(kind: type[Filled], values: Any) -> Filled:

@@ -21,28 +21,45 @@ from calibration.settings import REQUIRED, Section
 
 PAGE = Path(__file__).parent / "reference.md"
 STATION = "cell7"  # name of the station that is read
-UNITS = {"ms": "ms", "px": "px", "deg": "degrees", "mb": "MB", "s": "s"}  # by the last word of a key
+UNITS = {
+    "us": "us",
+    "hz": "Hz",
+    "db": "dB",
+    "ms": "ms",
+    "px": "px",
+    "deg": "degrees",
+    "mb": "MB",
+    "s": "s",
+}  # by the last word of a key
 LIKELY = {"mqtt.topic": "a/b"}  # values that a reader's own checks let pass
 FORMULAS = {  # of defaults and limits that hang on other keys
     "0.9 x `takt_ms`": lambda given: 0.9 * given["takt_ms"],
     "`queue_length` x `takt_ms`": lambda given: given["queue_length"] * given["takt_ms"],
 }
+NAMED = {("output.at_ms", "minimum"): "`deadline_ms`"}  # limits that are another key's value
 BESIDE = "`{}/{{station}}` beside station.yaml"  # what a folder is that is not given
 DEFAULTS = {  # of keys that say "not given", and what stands in then
     "outbox.folder": BESIDE.format("outbox"),
     "recipes.folder": BESIDE.format("recipes"),
     "commands.captures": BESIDE.format("captures"),
+    "engine.cache": BESIDE.format("engines"),
     "mqtt.client_id": "from the topic",
     "realtime.cpus": "all",
+    "camera.producer": "those in `GENICAM_GENTL64_PATH`",
     "realtime.priority": "20 under the unit, 0 by hand",
     "sparkplug.device": "the station's name",
+    "output.at_ms": "`deadline_ms`",
+    "output.chip": "`/dev/gpiochip0`",
 }
 KINDS = {"number": "number", "whole": "whole number", "flag": "`true` or `false`", "text": "text", "path": "path",
          "whole_list": "list of whole numbers", "text_list": "list of words"}  # fmt: skip
+IN_KINDS = ("camera", "output")  # sections whose keys hang on their `kind`
 SECTIONS = {
     "": "Station",
     "recipes": "Whose recipes run",
     "camera": "Camera",
+    "camera.trigger": "Camera: trigger",
+    "camera.white_balance": "Camera: white balance",
     "engine": "Engine",
     "output": "Output",
     "mqtt": "Broker and consumers",
@@ -55,8 +72,10 @@ SECTIONS = {
 }
 ABOUT = {
     "recipes": "One of `keys` and `unsigned` must be given. See [run a station](run-a-station.md#recipes).",
-    "camera": "Keys with a kind in brackets are read with that kind alone.",
-    "output": "Left out: nobody is told.",
+    "camera": "Keys with a kind in brackets are read with that kind alone. `genicam`: see [cameras](camera.md); what\n"
+    "is not given is as the camera's user set has it.",
+    "camera.white_balance": "Left out: as the camera is.",
+    "output": "Left out: nobody is told. Kinds in brackets: read with those alone. See [the gate](output.md).",
     "mqtt": "Left out: no broker; verdicts are in the archive alone. See [connect the MES](connect-the-mes.md).",
     "archive": "Left out: nothing is archived.",
     "health": "See [health](health.md).",
@@ -81,7 +100,7 @@ WORDS = {
     "recipes.keys": "files with the public keys of those whose recipes run here",
     "recipes.unsigned": "`allow`: also those that nobody signed, or somebody unknown did",
     "recipes.folder": "what `taktsight-agent recipes add` brought in, and which one is active",
-    "camera.kind": "`folder` replays images, `simulated` draws flanges",
+    "camera.kind": "`folder` replays images, `simulated` draws flanges, `genicam` is a real one",
     "camera.path": "folder of images or a recording; each image once, in the order of the names",
     "camera.bit_depth": "of 16-bit files whose sensor uses fewer bits; left out: as the file or the recording says",
     "camera.prerendered": "parts drawn before the start; 0: each as it comes",
@@ -103,11 +122,53 @@ WORDS = {
     "camera.late": "triggers whose frame comes late",
     "camera.late_ms": "how late these are",
     "camera.colour": "frames in colour",
-    "engine.kind": "`auto`: openvino on x86-64 where it is installed, else onnxruntime",
-    "engine.precision": "`bf16` on openvino only; fit thresholds on it first",
-    "engine.threads": "of one inference",
+    "camera.producer": "the .cti file of the camera's maker",
+    "camera.serial": "which camera; left out: the only one",
+    "camera.id": "which camera, by the producer's own name for it",
+    "camera.user_set": "loaded first, so that nothing is left of what others set; `keep`: none is",
+    "camera.pixel_format": "as the camera names it: `Mono8`, `Mono12p`, `BayerRG8`, ...",
+    "camera.region": "`[x, y, width, height]`, px",
+    "camera.exposure_us": "`ExposureTime`",
+    "camera.gain_db": "`Gain`",
+    "camera.gain_raw": "`GainRaw` of older cameras, in units of their own",
+    "camera.packet_size": "GigE Vision, bytes; 8192 or 9000 with jumbo frames, 1500 without",
+    "camera.rate_hz": "frames a second at most; what sets the pace in free run",
+    "camera.buffers": "frames that the producer has room for",
+    "camera.strobe": "line that is active while the sensor is exposed, such as `Line2`",
+    "camera.chunks": "what comes with each frame, such as `ExposureTime`, `Gain`, `LineStatusAll`",
+    "camera.nodes": "other nodes, `Name=value`, set last in this order",
+    "camera.trigger.source": "`Software`: the agent, every `takt_ms`; the camera's `Line1`, `Action1`, ...; `free_run`",
+    "camera.trigger.activation": "of the line",
+    "camera.trigger.delay_us": "from the trigger to the exposure",
+    "camera.trigger.debounce_us": "shorter pulses on the line are none",
+    "camera.trigger.counter": "of the camera, such as `Counter0`: counts triggers, those without a picture too",
+    "camera.trigger.transfer_ms": "from the trigger to the frame: the deadline counts from the trigger",
+    "camera.trigger.least_gap_ms": "exposures nearer to each other are counted and marked `early_trigger`; 0: none",
+    "camera.white_balance.red": "`BalanceRatio` of red",
+    "camera.white_balance.green": "of green",
+    "camera.white_balance.blue": "of blue",
+    "engine.kind": "`auto`: openvino on x86-64 where it is installed, else onnxruntime; `tensorrt`: [GPU](engines.md)",
+    "engine.precision": "`bf16` on openvino only; fit thresholds on it first. `f16` on tensorrt, its default",
+    "engine.threads": "of one inference on the CPU",
+    "engine.runtime": "tensorrt: Python module",
+    "engine.workspace_mb": "tensorrt: device memory that compiling may use",
+    "engine.cache": "tensorrt: folder of compiled plans",
+    "engine.fallback": "tensorrt: `allow`: a CPU engine in f32 stands in where there is no GPU, and says so",
     "output.kind": "`file`: one line per part, `trigger action ms-after-trigger`, as a gate would be told",
     "output.file": "file to append to",
+    "output.at_ms": "from the trigger of a part until it is before the gate",
+    "output.pulse_ms": "for which the gate stays open at most; below the takt",
+    "output.host": "address of the PLC",
+    "output.port": "of the PLC",
+    "output.unit": "Modbus unit of the PLC",
+    "output.coil": "address on the wire, from 0; on: the gate is open",
+    "output.confirm_ms": "within which the PLC must confirm a write",
+    "output.heartbeat_coil": "changes as long as the agent drives the gate; the PLC must watch it",
+    "output.heartbeat_ms": "between two changes",
+    "output.user_output": "output of the GenICam camera, on while the gate is open",
+    "output.chip": "of the pin",
+    "output.active": "level at which the gate is open",
+    "output.line": "number of the pin on its chip",
     "mqtt.topic": "root of all topics, `{enterprise}/{site}/{area}/{line}/{cell}`; no wildcards, no empty levels",
     "mqtt.host": "name or address of the broker",
     "mqtt.port": "8883 by habit with TLS",
@@ -230,11 +291,16 @@ def read_keys(**given: Any) -> dict[str, Key]:
 
 
 def keys_and_kinds() -> tuple[dict[str, Key], dict[str, tuple[str, ...]]]:
-    """Return every key, and the kinds of camera with which it is read."""
-    kinds = read_keys()["camera.kind"].options
-    read = {kind: read_keys(**{"camera.kind": kind}) for kind in kinds}
-    every = {key: found for keys in read.values() for key, found in keys.items()}
-    return every, {key: tuple(kind for kind in kinds if key in read[kind]) for key in every}
+    """Return every key, and of those of a section that comes in kinds, the kinds with which it is read."""
+    every: dict[str, Key] = {}
+    kinds: dict[str, tuple[str, ...]] = {}
+    for section in IN_KINDS:
+        for kind in read_keys()[f"{section}.kind"].options:
+            read = read_keys(**{f"{section}.kind": kind})
+            every |= read
+            for key in (key for key in read if key.startswith(f"{section}.")):
+                kinds[key] = (*kinds.get(key, ()), kind)
+    return every, kinds
 
 
 def page() -> str:
@@ -260,7 +326,8 @@ def page() -> str:
         for key in sorted(every, key=list(WORDS).index):
             if key.rpartition(".")[0] != section:
                 continue
-            some = f" ({', '.join(kinds[key])})" if len(kinds[key]) < len(kinds["camera.kind"]) else ""
+            every_kind = len(kinds.get(f"{key.partition('.')[0]}.kind", ()))
+            some = f" ({', '.join(kinds[key])})" if key in kinds and len(kinds[key]) < every_kind else ""
             lines.append(f"| `{key}`{some} | {_span(key, every[key])} | {_default(key, every[key])} | {WORDS[key]} |")
     return "\n".join([*lines, ""])
 
@@ -291,6 +358,8 @@ def _default(key: str, found: Key) -> str:
 
 def _value(key: str, field: str) -> str:
     """Return a limit or a default; where it changes with the takt, the formula that fits at every takt."""
+    if (key, field) in NAMED:
+        return NAMED[key, field]
     tries = [{"takt_ms": takt, "queue_length": queue} for takt in (1000.0, 2000.0) for queue in (4, 8)]
     values = [getattr(_with(given)[key], field) for given in tries]
     if len(set(values)) == 1 or key in tries[0]:
@@ -302,8 +371,12 @@ def _value(key: str, field: str) -> str:
 
 
 def _with(given: dict[str, Any]) -> dict[str, Key]:
-    kinds = read_keys()["camera.kind"].options
-    return {key: found for kind in kinds for key, found in read_keys(**{**given, "camera.kind": kind}).items()}
+    return {
+        key: found
+        for section in IN_KINDS
+        for kind in read_keys()[f"{section}.kind"].options
+        for key, found in read_keys(**{**given, f"{section}.kind": kind}).items()
+    }
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 SHARE, DOC = Path("usr/share") / NAME, Path("usr/share/doc")
 UNITS = {
     "taktsight-agent@.service": "usr/lib/systemd/system/taktsight-agent@.service",
+    "taktsight-compile@.service": "usr/lib/systemd/system/taktsight-compile@.service",
     "taktsight.sysusers": "usr/lib/sysusers.d/taktsight.conf",
     "taktsight.tmpfiles": "usr/lib/tmpfiles.d/taktsight.conf",
 }

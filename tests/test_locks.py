@@ -15,9 +15,11 @@ from packaging.version import Version
 PROJECT = Path(__file__).resolve().parents[1]
 LOCKS = PROJECT / "locks"
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BESIDE_THE_LINE = ("genicam", "modbus", "gpio")  # cameras and gates: a trainer has none
 EXTRAS = {
-    "agent-openvino": ("openvino",),
-    "agent-onnxruntime": ("onnxruntime",),
+    "agent-openvino": ("openvino", *BESIDE_THE_LINE),
+    "agent-onnxruntime": ("onnxruntime", *BESIDE_THE_LINE),
+    "agent-genicam": ("genicam",),
     "trainer": ("trainer", "openvino"),
     "trainer-cpu": ("trainer", "openvino"),
 }
@@ -112,11 +114,12 @@ def test_no_lock_names_a_place_where_packages_come_from(name):
 
 def test_one_package_has_one_version_in_all_locks():
     """A recipe is trained and judged with the same numpy, OpenCV and ONNX Runtime."""
-    whole = pins("trainer")
-    for name in ("trainer-cpu", "agent-openvino", "agent-onnxruntime"):
+    whole, lineside = pins("trainer"), pins("agent-openvino")
+    for name in ("trainer-cpu", "agent-openvino", "agent-onnxruntime", "agent-genicam"):
         others = pins(name)
-        assert {package: version for package, version in others.items() if whole.get(package, version) != version} == {}
-        assert set(others) <= set(whole)
+        for every in (whole, lineside):
+            assert {package: pin for package, pin in others.items() if every.get(package, pin) != pin} == {}
+        assert set(others) - set(whole) <= {"genicam", "harvesters", "pymodbus", "gpiod"}
 
 
 def test_a_trainer_for_the_cpu_lacks_what_comes_from_pytorch_and_nothing_else():
@@ -127,7 +130,7 @@ def test_a_trainer_for_the_cpu_lacks_what_comes_from_pytorch_and_nothing_else():
     assert [package for package in lean if FROM_PYTORCH.fullmatch(package)] == []
 
 
-@pytest.mark.parametrize("name", ["agent-openvino", "agent-onnxruntime"])
+@pytest.mark.parametrize("name", ["agent-openvino", "agent-onnxruntime", "agent-genicam"])
 def test_an_agent_has_neither_torch_nor_tools_and_is_the_same_everywhere(name):
     sets = {python: [installed_on(name, python, machine) for machine in MACHINES] for python in PYTHONS}
     assert all(one == other for one, other in sets.values())  # one bill of materials for both machines

@@ -19,7 +19,7 @@ from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
 from agent.outbox import Outbox, OutboxSettings
 from agent.publisher import Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
-from agent.watch import watch
+from agent.watch import read_row, watch
 from tests.broker import Consumer, free_port, wait_until
 from tests.verdicts import NOON, sent
 
@@ -157,3 +157,15 @@ def test_the_demo_broker_carries_verdicts_and_ends_when_asked(tmp_path):
         process.send_signal(signal.SIGTERM)
         _, complaints = process.communicate(timeout=5)
         assert (process.returncode, complaints) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "cause"),
+    [
+        (Reason.LATE, "210 ms, 200 allowed", "late: 210 ms, 200 allowed"),
+        (Reason.SATURATED, "saturated: 12 % of the part is white", "saturated: 12 % of the part is white"),
+    ],
+)
+def test_a_reason_that_its_detail_begins_with_is_said_once(reason, detail, cause):
+    message = sent(Verdict(1, Outcome.NO_VERDICT, reason, detail), ORIGIN, 1)
+    assert read_row(message).cause == cause

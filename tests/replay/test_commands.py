@@ -126,7 +126,7 @@ def test_replay_counts_an_unreadable_image_as_no_verdict(tmp_path: Path) -> None
     done = call("agent", "replay", tmp_path / "tiny.recipe", good, "--scores", tmp_path / "s")
     assert done.returncode == 0
     assert [part.outcome for part in read_scores(tmp_path / "s").parts] == ["pass", "no_verdict", "pass"]
-    assert "1 parts without verdict: bad_frame" in done.stdout
+    assert "1 part without verdict: bad_frame" in done.stdout
 
 
 def test_replay_reads_files_of_a_12_bit_camera_at_the_depth_that_was_trained(tmp_path: Path) -> None:

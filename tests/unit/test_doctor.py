@@ -341,8 +341,8 @@ def test_a_station_whose_engine_needs_a_gpu_fails_without_one(tmp_path, monkeypa
     monkeypatch.setattr(doctor_gpu, "NEEDS_GPU", ("auto",))
     (found,) = station_gpu()
     assert (found.name, found.grade) == ("engine.gpu", Grade.FAIL)
-    assert "no working NVIDIA driver; TensorRT is not installed" in found.found
-    monkeypatch.setattr(doctor_gpu, "version_of", {"tensorrt": "10.7.0"}.get)
+    assert "no working NVIDIA driver; TensorRT and pycuda not installed" in found.found
+    monkeypatch.setattr(doctor_gpu, "version_of", {"tensorrt": "10.7.0", "pycuda": "2026.1"}.get)
     (found,) = station_gpu(files={"proc/driver/nvidia/version": MODULE, **CARD}, cuda_driver=lambda: (12, 6))
     assert found.grade is Grade.OK
 

@@ -351,7 +351,7 @@ def test_the_account_of_changes_is_whole_or_fails(case):
 def test_a_whole_station_is_looked_over(tmp_path, signed):
     machine = machine_at(tmp_path / "root")
     case = case_at(tmp_path, machine, signed)
-    assert case.station.engine == EngineSettings("onnxruntime", "f32", 1)
+    assert case.station.engine == EngineSettings("onnxruntime", "f32", 1, cache=tmp_path / "engines" / "cell7")
     found = grades(examine(case.file, machine))
     assert "fail" not in found.values()
     assert {"station", "recipe", "engine.time", "outbox.disk", "audit", "broker", "clock", "python"} <= set(found)

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import GraphProto, ModelProto, TensorProto
 
 from calibration.condition import ConditionLimits
 from calibration.errors import RecipeError
 from calibration.preprocess import Rectangle, View
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from calibration.recipe_file import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL, members_digest
-from tests.recipes import bracket, tiny_recipe, tiny_reference, write_tiny_recipe
+from tests.recipes import bracket, tiny_answer, tiny_graph, tiny_recipe, tiny_reference, write_tiny_recipe
 
 CONDITION = ConditionLimits(0.2, 0.5, 0.05, 0.8, 0.1, 1.5)
 BLOCK = 512  # bytes: tar headers and members start at multiples of it
@@ -31,10 +32,20 @@ BLOCK = 512  # bytes: tar headers and members start at multiples of it
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> bytes:
-    """Return the bytes of a registered recipe: it has every member there is."""
+    """Return the bytes of a registered recipe with two graphs: it has every member there is."""
     path = tmp_path_factory.mktemp("recipe") / "full.recipe"
-    write_tiny_recipe(path, reference=tiny_reference((60, 80)))
+    write_tiny_recipe(path, reference=tiny_reference((60, 80)), **of_format_2())
     return path.read_bytes()
+
+
+def of_format_2() -> dict[str, Any]:
+    """Return what recipes have since format 2: a graph in half precision, here another one, and whole maps."""
+    recipe = tiny_recipe()
+    maps = np.stack([tiny_answer(batch[None])[0][None] for batch in recipe.selftest.batches])
+    return {
+        "graph_f16": tiny_graph(recipe.view, level=0.4),
+        "selftest": dataclasses.replace(recipe.selftest, maps=maps),
+    }
 
 
 @pytest.fixture
@@ -108,6 +119,9 @@ def assert_same(found: Recipe, recipe: Recipe) -> None:
     np.testing.assert_array_equal(found.selftest.batches, recipe.selftest.batches)
     assert found.selftest.scores == recipe.selftest.scores
     assert found.selftest.map_peaks == recipe.selftest.map_peaks
+    assert (found.selftest.maps is None) == (recipe.selftest.maps is None)
+    if found.selftest.maps is not None:
+        np.testing.assert_array_equal(found.selftest.maps, recipe.selftest.maps)
 
 
 @pytest.mark.parametrize("region", [None, Rectangle(4, 8, 16, 24)])
@@ -189,6 +203,39 @@ def test_half_a_statement_on_the_good_scores_is_refused(data: bytes, written, ch
         read_recipe(written(with_member(data, "thresholds.json", **change)))
 
 
+def test_two_graphs_and_whole_maps_come_back(tmp_path: Path):
+    recipe = write_tiny_recipe(tmp_path / "x.recipe", **of_format_2())
+    found = read_recipe(tmp_path / "x.recipe")
+    assert_same(found, recipe)
+    assert found.graph_f16 not in (None, found.graph)
+    assert found.selftest.maps.shape == (2, 1, 4, 4)
+
+
+def test_a_recipe_without_what_format_2_brought_is_written_for_older_versions_too(tmp_path: Path):
+    write_tiny_recipe(tmp_path / "a")
+    write_tiny_recipe(tmp_path / "b", graph_f16=tiny_recipe().graph)
+    formats = [json.loads(unpacked((tmp_path / name).read_bytes())[MANIFEST])["format"] for name in "ab"]
+    assert formats == [1, 2]
+
+
+def test_a_half_precision_graph_that_names_other_files_is_refused(tmp_path: Path):
+    tensor = TensorProto(name="level", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    model = ModelProto(graph=GraphProto(name="x", initializer=[tensor]))
+    write_tiny_recipe(tmp_path / "x", graph_f16=model.SerializeToString())
+    with pytest.raises(RecipeError, match="takes weights from another file"):
+        read_recipe(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "maps", [np.zeros((1, 1, 4, 4)), np.zeros((2, 2, 4, 4)), np.zeros((2, 1, 0, 4)), np.full((2, 1, 4, 4), np.nan)]
+)
+def test_maps_that_are_none_of_the_self_test_are_refused(tmp_path: Path, maps):
+    selftest = dataclasses.replace(tiny_recipe().selftest, maps=maps.astype(np.float32))
+    write_tiny_recipe(tmp_path / "x", selftest=selftest)
+    with pytest.raises(RecipeError, match=r"selftest_maps\.npy"):
+        read_recipe(tmp_path / "x")
+
+
 def test_the_same_inputs_give_the_same_digest(tmp_path: Path):
     first = write_recipe(tmp_path / "a", tiny_recipe(reference=tiny_reference()))
     second = write_recipe(tmp_path / "b", tiny_recipe(reference=tiny_reference()))
@@ -206,13 +253,14 @@ def test_what_decides_verdicts_changes_the_digest(tmp_path: Path):
     recipe = tiny_recipe()
     changes = {
         "graph": tiny_recipe(level=0.4).graph,
+        "graph_f16": tiny_recipe(level=0.4).graph,
         "view": dataclasses.replace(recipe.view, gamma=2.0),
         "reference": tiny_reference(),
         "thresholds": dataclasses.replace(recipe.thresholds, score=0.11),
         "selftest": dataclasses.replace(recipe.selftest, scores=(0.0, 0.0)),
     }
     digests = {write_recipe(tmp_path / "x", dataclasses.replace(recipe, **{name: changes[name]})) for name in changes}
-    assert len(digests | {write_recipe(tmp_path / "x", recipe)}) == 6
+    assert len(digests | {write_recipe(tmp_path / "x", recipe)}) == 7
 
 
 def test_new_thresholds_leave_the_detector_digest(tmp_path: Path):
@@ -271,8 +319,8 @@ def test_a_file_cut_anywhere_before_its_end_is_refused(data: bytes, written):
 
 
 def test_a_newer_format_is_refused_with_the_way_out(data: bytes, written):
-    path = written(with_manifest(data, lambda manifest: manifest.update(format=2)))
-    with pytest.raises(RecipeError, match=r"recipe format 2 found, this taktsight reads up to 1: update taktsight$"):
+    path = written(with_manifest(data, lambda manifest: manifest.update(format=3)))
+    with pytest.raises(RecipeError, match=r"recipe format 3 found, this taktsight reads up to 2: update taktsight$"):
         read_recipe(path)
 
 
@@ -352,7 +400,7 @@ def test_a_well_sealed_recipe_with_foreign_contents_is_refused(data: bytes, writ
     digests = {name: listed[name]["sha256"] for name in listed if name not in FOR_PEOPLE}
     manifest["digest"] = hashlib.sha256(json.dumps(digests, indent=1, sort_keys=True).encode()).hexdigest()
     path = written(with_manifest(packed({**members, MANIFEST: json.dumps(manifest).encode()}), lambda _: None))
-    with pytest.raises(RecipeError, match="a member does not hold what format 1 says"):
+    with pytest.raises(RecipeError, match="a member does not hold what format 2 says"):
         read_recipe(path)
 
 

@@ -19,11 +19,11 @@ import make_reference
 DOCS = Path(__file__).parents[2] / "docs"
 
 PAGE = make_reference.PAGE.read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `([\w.]+)`(?: \((\w+)\))? \| (.*?) \| (.*?) \|", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| `([\w.]+)`(?: \(([\w, ]+)\))? \| (.*?) \| (.*?) \|", PAGE, re.MULTILINE)
 LIMITS = [
-    (key, kind, float(limit), sign)
+    (key, kind, float(limit[0]), 1 if span[: limit.start()].endswith("to ") else -1)
     for key, kind, span, _ in ROWS
-    for limit, sign in zip(re.findall(r"(\d+(?:\.\d+)?)(?= to | ?\w*$)", span), (-1, 1), strict=False)
+    for limit in re.finditer(r"-?\d+(?:\.\d+)?(?= to | ?\w*$)", span)
 ]
 
 
@@ -70,10 +70,18 @@ def test_what_the_shortest_file_has_is_needed(tmp_path, missing):
 def test_a_value_just_beyond_a_limit_of_the_page_is_refused_by_its_key(tmp_path, key, kind, limit, sign):
     """Read with the ordinary reader, not with the one that made the page."""
     blocks = {"station": "a", "recipe": "a", "takt_ms": 500, "recipes": {"unsigned": "allow"}}
-    blocks["camera"] = {"kind": "folder", "path": "a"} if kind == "folder" else {"kind": "simulated"}
+    blocks["camera"] = {"folder": {"kind": "folder", "path": "a"}, "genicam": {"kind": "genicam"}}.get(
+        kind, {"kind": "simulated"}
+    )
     blocks |= {"mqtt": {"topic": "a/b"}, "archive": {"folder": "a"}}
-    section, _, last = key.rpartition(".")
-    (blocks.setdefault(section, {}) if section else blocks)[last] = limit + sign
+    gates = {"modbus": {"kind": "modbus", "host": "a", "coil": 1}, "gpio": {"kind": "gpio", "line": 1}}
+    if key.startswith("output."):
+        blocks["output"] = gates[kind.partition(",")[0]]
+    *sections, last = key.split(".")
+    block = blocks
+    for section in sections:
+        block = block.setdefault(section, {})
+    block[last] = limit + sign
     (tmp_path / "station.yaml").write_text(json.dumps(blocks), encoding="utf-8")  # JSON is YAML
     with pytest.raises(SettingsError, match=rf"^{re.escape(key)}: "):
         read_station(tmp_path / "station.yaml")

@@ -15,7 +15,7 @@ from agent.health import DEFAULT_PORT
 from agent.messages import Alarm
 from agent.metrics import HealthServer
 from agent.top import NoAnswer, fetch, show_live, top_command
-from agent.top_picture import drawn
+from agent.top_picture import drawn, within_a_turn
 from agent.verdict import Reason
 from calibration.errors import SettingsError, TaktsightError
 from tests.health import DEVIATION, MEDIAN, Clock, new_health, run, scored, silent
@@ -299,3 +299,17 @@ def test_it_goes_on_over_a_restart_of_the_station(health, clock):
 def test_a_station_that_was_never_there_is_not_waited_for():
     with pytest.raises(NoAnswer):
         show_live(lambda: fetch(free_port()), Console(file=io.StringIO()), wait=lambda _: pytest.fail("it waited"))
+
+
+@pytest.mark.parametrize(
+    ("least", "middle", "most", "shown"),
+    [
+        (-3.0, 1.0, 4.0, (-3.0, 1.0, 4.0)),
+        (175.0, 179.0, 190.0, (175.0, 179.0, -170.0)),
+        (-170.0, 10.0, 190.0, (-180.0, 10.0, 180.0)),  # parts that lie any way round
+    ],
+)
+def test_angles_are_shown_within_half_a_turn(least, middle, most, shown):
+    spread = {"mean": middle, "sd": 1.0, "min": least, "max": most}
+    turned = within_a_turn(spread)
+    assert (turned["min"], turned["mean"], turned["max"]) == shown

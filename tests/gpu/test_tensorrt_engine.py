@@ -1,0 +1,107 @@
+"""What fakes cannot prove, on a real GPU: answers, graphs, memory, threads, plans. Skipped where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recipes import tiny_answer, tiny_recipe
+
+from agent.cuda import Gpu, open_gpu, probe_driver
+from agent.engine import RUNTIMES, EngineSettings, open_engine
+from agent.engine_build import load_runtime, plan_for
+from agent.engine_tensorrt import TensorRtEngine, tensorrt_engine
+from agent.errors import EngineError
+
+INSTALLED = [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
+ROUNDS = 20
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Gpu:
+    try:
+        probe_driver()
+    except EngineError as error:
+        pytest.skip(str(error))
+    if importlib.util.find_spec("pycuda") is None or not INSTALLED:
+        pytest.skip("pycuda or TensorRT is not installed: see docs/engines.md")
+    return open_gpu()
+
+
+@pytest.fixture(params=INSTALLED or ["tensorrt"])
+def settings(request: pytest.FixtureRequest, gpu: Gpu, tmp_path: Path) -> EngineSettings:
+    return EngineSettings("tensorrt", "f32", runtime=request.param, cache=tmp_path / "engines")
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 1, (1, 1, 32, 32)).astype(np.float32)
+
+
+def free_mb(gpu: Gpu) -> float:
+    import pycuda.driver
+
+    with gpu.current():
+        return pycuda.driver.mem_get_info()[0] / 2**20
+
+
+def test_it_passes_the_gate_and_gives_the_closed_form_answer(settings: EngineSettings) -> None:
+    engine = open_engine(tiny_recipe(), settings)
+    for seed in range(5):
+        anomaly_map, score = engine.infer(picture(seed))
+        expected_map, expected = tiny_answer(picture(seed))
+        np.testing.assert_allclose(anomaly_map, expected_map, rtol=1e-4)
+        assert score == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_graph_answers_as_launches_one_by_one_do(settings: EngineSettings) -> None:
+    engine = tensorrt_engine(tiny_recipe(), settings)
+    assert engine._replay is not None
+    with_graph = engine.infer(picture(1))
+    engine._replay = None
+    without = engine.infer(picture(1))
+    np.testing.assert_array_equal(with_graph[0], without[0])
+    assert with_graph[1] == without[1]
+
+
+def test_a_plan_is_found_again_and_a_damaged_one_is_compiled_anew(settings: EngineSettings, gpu: Gpu) -> None:
+    runtime = load_runtime(settings.runtime)
+    with gpu.current():
+        plan = plan_for(tiny_recipe(), settings, runtime, gpu.facts)
+        assert not plan_for(tiny_recipe(), settings, runtime, gpu.facts).is_new
+        (path,) = settings.cache.glob("*.plan")
+        path.write_bytes(path.read_bytes()[:-100])
+        assert plan_for(tiny_recipe(), settings, runtime, gpu.facts).is_new
+    assert TensorRtEngine(plan, runtime, gpu).infer(picture(1))[1] == pytest.approx(
+        tiny_answer(picture(1))[1], rel=1e-4
+    )
+
+
+def test_bytes_that_are_no_plan_are_refused_and_the_process_lives(settings: EngineSettings, gpu: Gpu) -> None:
+    runtime = load_runtime(settings.runtime)
+    with gpu.current():
+        plan = plan_for(tiny_recipe(), settings, runtime, gpu.facts)
+    for data in (b"no plan", plan.data[: len(plan.data) // 2]):
+        with pytest.raises(EngineError, match="does not load the plan"):
+            TensorRtEngine(dataclasses.replace(plan, data=data), runtime, gpu)
+
+
+def test_any_thread_may_infer(settings: EngineSettings) -> None:
+    engine, found = tensorrt_engine(tiny_recipe(), settings), []
+    threads = [threading.Thread(target=lambda: found.append(engine.infer(picture(1))[1])) for _ in range(3)]
+    for thread in threads:  # one at a time
+        thread.start()
+        thread.join()
+    assert found == [pytest.approx(tiny_answer(picture(1))[1], rel=1e-4)] * 3
+
+
+def test_memory_comes_back_with_every_engine_that_goes(settings: EngineSettings, gpu: Gpu) -> None:
+    for _ in range(3):
+        tensorrt_engine(tiny_recipe(), settings)
+    before = free_mb(gpu)
+    for _ in range(ROUNDS):
+        tensorrt_engine(tiny_recipe(), settings).infer(picture(1))
+    assert free_mb(gpu) > before - 16

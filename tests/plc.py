@@ -1,0 +1,62 @@
+"""A PLC on loopback, as far as Modbus/TCP goes: a real server that notes which coils are written, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+from pymodbus.server import ModbusTcpServer
+from pymodbus.simulator import DataType, SimData, SimDevice
+
+WRITE_COIL = 5
+COILS = 16
+
+
+class Plc:
+    """Unit 1 with coils 0..15. `start` again after `kill`: its coils are off then, as after power-up."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.writes: list[tuple[int, int, bool]] = []  # (time.monotonic_ns(), coil, on)
+        self.answers_after_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Plc:
+        """Serve; returns once it does."""
+        serving = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(serving)), daemon=True)
+        self._thread.start()
+        assert serving.wait(5), "the PLC does not serve"
+        return self
+
+    def kill(self) -> None:
+        """Break all connections off, and take no more."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._over.set)
+            self._thread.join(5)
+            assert not self._thread.is_alive()
+            self._thread = None
+
+    def of_coil(self, coil: int) -> list[bool]:
+        """Return what was written to a coil, in order."""
+        return [is_on for _, which, is_on in self.writes if which == coil]
+
+    async def _serve(self, serving: threading.Event) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        block = [SimData(0, count=COILS, values=False, datatype=DataType.BITS)]
+        registers = [SimData(0, count=1, values=0, datatype=DataType.REGISTERS)]
+        device = SimDevice(id=1, simdata=(block, block, registers, registers), action=self._note)
+        server = ModbusTcpServer(device, address=("127.0.0.1", self.port))
+        await server.serve_forever(background=True)
+        serving.set()
+        await self._over.wait()
+        await server.shutdown()
+
+    async def _note(
+        self, code: int, _start: int, address: int, _count: int, _registers: list[int], values: Any
+    ) -> None:
+        if code == WRITE_COIL and values is not None:  # None: it reads back what was written
+            self.writes.append((time.monotonic_ns(), address, bool(values[0])))
+        await asyncio.sleep(self.answers_after_s)
