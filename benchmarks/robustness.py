@@ -4,7 +4,8 @@
 
 Changes: `seed` (all good images, another seed), `half` (a random half), `small` (20 random images), `contaminated` (a
 share of the good images exchanged for random defective ones, which are then no longer in the test; the 10 % that could
-be drawn are left out of the test at every share, so that the rows compare). Runs in torch, without registration, at
+be drawn are left out of the test at every share, so that the rows compare). As `fit` does, the detector learns again
+without the images that score as no good part does. Runs in torch, without registration, at
 256x256. Every row is written as soon as it is known, and a run that was broken off goes on where it stopped.
 """
 
@@ -21,12 +22,14 @@ import numpy as np
 import torch
 from ablation_parts import FOLDS, as_batch
 from machine import describe
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from calibration.thresholds import strangers
 from trainer.catalogue import method
 from trainer.data import GOOD, Dataset, Item, folds, read_dataset
-from trainer.fit import fitted_thresholds, suspicious_notes
-from trainer.learning import Material, Options, in_chunks
+from trainer.learning import Learned, Material, Options, in_chunks
+from trainer.limits import fitted_thresholds
 
 SMALL = 20
 SHARES = (0.0, 0.02, 0.05, 0.1)
@@ -61,8 +64,9 @@ class Row:
     rate_upper_bound: float
     overkill: float
     escape: float
-    suspects: int  # images that the trainer's note counts as standing apart
-    suspects_named: int  # defective images among the (at most 5) that the note names
+    left_out: int  # images that score as no good part does: the detector learnt again without them
+    left_out_defective: int  # defective ones among these
+    escape_if_kept: float  # at the threshold that they would have given
 
 
 def main() -> int:
@@ -98,12 +102,16 @@ def cases(category: str, detector: str, changes: Sequence[str], seeds: int) -> l
 def measured(case: Case, dataset: Dataset) -> Row:
     """Learn from one training set and score the test images that it left alone."""
     learn, test, names = training_set(case, dataset)
-    material = Material(as_batch(learn, dataset), torch.ones(256, 256), folds(learn, FOLDS, case.seed), Path("unused"))
-    learned = method(case.detector)(material, Options(seed=case.seed), lambda *_: None)
-    scores = in_chunks(learned.module, as_batch(test, dataset), lambda *_: None, "test")[1].double().numpy()
+    learned = learnt_from(learn, dataset, case)
+    found = {learn[learned.held_out[index]].name for index in strangers(learned.good_scores)}
+    kept_threshold = fitted_thresholds(learned, FALSE_REJECT_RATE)[0].score
+    kept_scores = scores_of(learned, test, dataset)
+    scores = kept_scores
+    if found:
+        learned = learnt_from([item for item in learn if item.name not in found], dataset, case)
+        scores = scores_of(learned, test, dataset)
     defective = np.array([item.label != GOOD for item in test])
-    thresholds, _ = fitted_thresholds(learned, FALSE_REJECT_RATE)
-    note = " ".join(suspicious_notes(learned.good_scores, [learn[index].name for index in learned.held_out]))
+    thresholds, _ = fitted_thresholds(learned, FALSE_REJECT_RATE, left_out=len(found))
     rejected = scores > thresholds.score
     return Row(
         **asdict(case),
@@ -115,9 +123,20 @@ def measured(case: Case, dataset: Dataset) -> Row:
         rate_upper_bound=round(thresholds.rate_upper_bound, 4),
         overkill=round(float(rejected[~defective].mean()), 4),
         escape=round(float((~rejected[defective]).mean()), 4),
-        suspects=int(note.partition("apart from the others (")[2].partition(")")[0] or 0),
-        suspects_named=sum(name in note for name in names),
+        left_out=len(found),
+        left_out_defective=len(found & set(names)),
+        escape_if_kept=round(float((kept_scores[defective] <= kept_threshold).mean()), 4),
     )
+
+
+def learnt_from(items: Sequence[Item], dataset: Dataset, case: Case) -> Learned:
+    """Return a detector of these images and no others."""
+    material = Material(as_batch(items, dataset), torch.ones(256, 256), folds(items, FOLDS, case.seed), Path("unused"))
+    return method(case.detector)(material, Options(seed=case.seed), lambda *_: None)
+
+
+def scores_of(learned: Learned, items: Sequence[Item], dataset: Dataset) -> NDArray[np.float64]:
+    return in_chunks(learned.module, as_batch(items, dataset), lambda *_: None, "test")[1].double().numpy()
 
 
 def training_set(case: Case, dataset: Dataset) -> tuple[list[Item], list[Item], list[str]]:

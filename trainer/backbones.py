@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,8 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.errors import InputError, MissingPackage
+from trainer.backbones_online import timm_taps, torchvision_taps
+from trainer.backbones_published import VGG16_CHANNELS, XCEPTION_CHANNELS, Vgg16, Xception, coloured
+from trainer.errors import TrainingError
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# ImageNet weights without the classifier, stored as fp16: Oxford's VGG16 as Keras ships it, Keras' Xception.
+VGG16_SHA256 = "46f4444e3fc0d2df3f7e295d663a5ae3086489658297eee25389ff0dc70ccf68"
+XCEPTION_SHA256 = "149e065471ccdb75129cd031ae79ca4fb849f946719fa49f6a9a6d96f3cf8772"
+LITE0_LEVELS = {1: 0, 2: 1, 3: 2, 4: 4, 5: 5}  # level (the picture halved so often) -> last stage at that size
 
 # EfficientNet-Lite0, one row per stage: (blocks, kernel, stride of the first block, expansion, channels out).
 # Source: Tan & Le 2019 (arXiv:1905.11946), table 1; "lite": no squeeze-excite, ReLU6, stem of 32 channels unscaled.
@@ -81,14 +89,39 @@ class Lite0(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return one (N, channels, h / stride, w / stride) tensor per tap."""
-        x = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
-        x = F.relu6(self.stem((x * 255.0 - 127.0) / 128.0))
+        x = F.relu6(self.stem((coloured(image) * 255.0 - 127.0) / 128.0))
         features = []
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.taps:
                 features.append(x)
         return features
+
+
+def taps(name: str, levels: Sequence[int], weights: Path | None = None, sha256: str | None = None) -> nn.Module:
+    """Return a pretrained network, frozen: image (N, 1 or 3, h, w) in 0..1 -> one feature tensor per level.
+
+    name: a key of NETWORKS, or timm:NAME or torchvision:NAME where that package is installed and may download.
+    levels: ascending; level l has stride 2**l. weights: a file, for plants without PyPI. sha256: of that file, where it
+    is not one of the files known here; its owner vouches for it.
+
+    Raises InputError if the file is another one, MissingPackage if a package is absent, TrainingError for a name or a
+    level that there is not.
+    """
+    package, _, online = name.partition(":")
+    if online:
+        if package not in ONLINE:
+            raise TrainingError(f"backbone {name!r}: unknown package; there are {', '.join(ONLINE)}")
+        return ONLINE[package](online, levels).eval().requires_grad_(False)
+    if name not in NETWORKS:
+        raise TrainingError(
+            f"backbone {name!r}: unknown; there are {', '.join(NETWORKS)}, timm:NAME and torchvision:NAME"
+        )
+    build, there_are = NETWORKS[name]
+    missing = sorted(set(levels) - set(there_are))
+    if missing:
+        raise TrainingError(f"backbone {name}: no level {missing[0]}; there are {', '.join(map(str, there_are))}")
+    return build(levels, weights, sha256)
 
 
 def lite0(stages: Sequence[int], weights: Path | None = None) -> Lite0:
@@ -122,16 +155,65 @@ def _packaged_weights() -> Path:
     return Path(str(folder / "models" / "efficientnet-lite0-57934424.pth"))
 
 
-def _checked_state(path: Path) -> dict[str, Tensor]:
+def _checked_state(path: Path, sha256: str = LITE0_SHA256, what: str = "EfficientNet-Lite0") -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: give a weights file that can be read") from error
     digest = hashlib.sha256(data).hexdigest()
-    if digest != LITE0_SHA256:
-        raise InputError(f"{path}: sha256 {digest} found, need {LITE0_SHA256}: this is not EfficientNet-Lite0's file")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    if digest != sha256.lower():
+        raise InputError(
+            f"{path}: sha256 {digest} found, need {sha256}: this is not {what}'s file; of a file of your own, state "
+            "the digest with --weights-sha256"
+        )
+    try:
+        state: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return {key: value.float() for key, value in state.items()}
+    except Exception as error:  # torch raises nearly every type for a file that is none of its own
+        raise InputError(f"{path}: not a file of torch weights ({type(error).__name__}): give another") from error
+
+
+def _filled(network: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> nn.Module:
+    """Return the network with the state's tensors. Raises InputError if one is missing or has another shape."""
+    for key, wanted in network.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if key not in state:
+            raise InputError(f"{path}: no {key} in it, need all layers of {what}: give {what}'s weights file")
+        if state[key].shape != wanted.shape:
+            raise InputError(
+                f"{path}: {key} is {tuple(state[key].shape)}, need {tuple(wanted.shape)}: give {what}'s weights file"
+            )
+        if not bool(torch.isfinite(state[key]).all()):
+            raise InputError(f"{path}: {key} holds values that are not finite: fetch the file again")
+    kept = {key: value for key, value in state.items() if key in network.state_dict()}
+    network.load_state_dict(kept, strict=False)
+    return network.eval().requires_grad_(False)
+
+
+def _lite0_taps(levels: Sequence[int], weights: Path | None, sha256: str | None) -> nn.Module:
+    stages = [LITE0_LEVELS[level] for level in levels]
+    if weights is None or sha256 is None:
+        return lite0(stages, weights)
+    network = Lite0(stages)
+    state = _renamed(_checked_state(weights, sha256), network)
+    return _filled(network, state, weights, "EfficientNet-Lite0")
+
+
+def _vgg16_taps(levels: Sequence[int], weights: Path | None, sha256: str | None) -> nn.Module:
+    path = _given(weights, "vgg16", "timm:vgg16.tv_in1k")
+    return _filled(Vgg16(levels), _checked_state(path, sha256 or VGG16_SHA256, "VGG16"), path, "VGG16")
+
+
+def _xception_taps(levels: Sequence[int], weights: Path | None, sha256: str | None) -> nn.Module:
+    path = _given(weights, "xception", "timm:legacy_xception.tf_in1k")
+    return _filled(Xception(levels), _checked_state(path, sha256 or XCEPTION_SHA256, "Xception"), path, "Xception")
+
+
+def _given(weights: Path | None, name: str, online: str) -> Path:
+    if weights is None:
+        raise InputError(f"{name} has no weights of its own here: give its file with --weights, or --backbone {online}")
+    return weights
 
 
 def _renamed(state: dict[str, Tensor], network: Lite0) -> dict[str, Tensor]:
@@ -151,3 +233,11 @@ def _renamed(state: dict[str, Tensor], network: Lite0) -> dict[str, Tensor]:
         if f"{prefix}." in names:
             wanted[names[f"{prefix}."] + leaf] = value
     return wanted
+
+
+NETWORKS: dict[str, tuple[Callable[[Sequence[int], Path | None, str | None], nn.Module], Sequence[int]]] = {
+    "lite0": (_lite0_taps, tuple(LITE0_LEVELS)),
+    "vgg16": (_vgg16_taps, tuple(VGG16_CHANNELS)),
+    "xception": (_xception_taps, tuple(XCEPTION_CHANNELS)),
+}
+ONLINE: dict[str, Callable[[str, Sequence[int]], nn.Module]] = {"timm": timm_taps, "torchvision": torchvision_taps}

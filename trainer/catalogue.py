@@ -1,4 +1,10 @@
-"""Every method by its name. To add one: one file, one line here."""
+"""Every method by its name. To add one: one file, one line here.
+
+A reconstructor is fit(material, learn, validate, options, progress) -> a network whose forward(image) returns
+(reconstruction (N, C, h, w), latent (N, d)). A scorer is fit(network, material, learn, options, progress) -> a module
+whose forward(image, reconstruction, latent) returns (anomaly_map (N, 1, h', w'), score (N,)). learn, validate: (n,)
+indices of good images, to learn from and to decide when to stop.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +15,82 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.detectors import patch_gaussian, patch_layout, patch_memory
+from trainer.detectors import (
+    classic,
+    cnn,
+    deep_knn,
+    nearest_image,
+    patch_gaussian,
+    patch_layout,
+    patch_memory,
+    variation,
+    vgg16,
+)
 from trainer.errors import TrainingError
 from trainer.learning import Learned, Material, Method, Options, Progress, in_chunks
-from trainer.reconstructors import vae
-from trainer.scorers.residual import Residual
+from trainer.reconstructors import dcgan, kde_ae, noise_ae, patch_ae, vae
+from trainer.scorers import (
+    anogan,
+    elbo,
+    laplacian,
+    latent_frechet,
+    latent_kde,
+    map_knn,
+    residual,
+    siamese,
+    ssim,
+)
 
 RECONSTRUCTORS: dict[str, Callable[[Material, Tensor, Tensor, Options, Progress], nn.Module]] = {
     "vae": vae.fit,
+    "dcgan": dcgan.fit,
+    "patch_ae": patch_ae.fit,
+    "kde_ae": kde_ae.fit,
+    "noise_ae": noise_ae.fit,
 }
-SCORERS: dict[str, Callable[[Tensor], nn.Module]] = {
-    "residual": Residual,
+SCORERS: dict[str, Callable[[nn.Module, Material, Tensor, Options, Progress], nn.Module]] = {
+    "residual": residual.fit,
+    "laplacian": laplacian.fit,
+    "ssim": ssim.fit,
+    "elbo": elbo.fit,
+    "anogan": anogan.fit,
+    "latent_kde": latent_kde.fit,
+    "latent_frechet": latent_frechet.fit,
+    "map_knn": map_knn.fit,
+    "siamese": siamese.fit,
+}
+NEEDS: dict[str, tuple[tuple[str, ...], str]] = {  # scorers that do not go with every reconstructor: with which, why
+    "elbo": (("vae",), "a likelihood and the distribution of z"),
+    "anogan": (("dcgan",), "a discriminator"),
+    "latent_frechet": (("dcgan", "patch_ae", "kde_ae"), "several codes for one image"),
 }
 DETECTORS: dict[str, Method] = {
     "patch_layout": patch_layout.fit,
     "patch_memory": patch_memory.fit,
     "patch_gaussian": patch_gaussian.fit,
+    "deep_knn": deep_knn.fit,
+    "variation": variation.fit,
+    "nearest_image": nearest_image.fit,
+    "gmm": classic.fit_gmm,
+    "ocsvm": classic.fit_ocsvm,
+    "lof": classic.fit_lof,
+    "cnn": cnn.fit,
+    "vgg16": vgg16.fit,
 }
 DEFAULT_SCORER = "residual"
 
 
 def detector_names() -> list[str]:
     """Return every name that `method` understands."""
-    return [*DETECTORS, *(f"{reconstructor}+{scorer}" for reconstructor in RECONSTRUCTORS for scorer in SCORERS)]
+    return [
+        *DETECTORS,
+        *(
+            f"{reconstructor}+{scorer}"
+            for reconstructor in RECONSTRUCTORS
+            for scorer in SCORERS
+            if scorer not in NEEDS or reconstructor in NEEDS[scorer][0]
+        ),
+    ]
 
 
 def method(name: str) -> Method:
@@ -42,7 +101,8 @@ def method(name: str) -> Method:
         if bool(material.keep.all()):
             return train(material, options, progress)
         blind = Ignoring(material.keep, material.batch.mean(0))
-        learned = train(replace(material, batch=blind(material.batch)), options, progress)
+        defects = material.defects and replace(material.defects, batch=blind(material.defects.batch))
+        learned = train(replace(material, batch=blind(material.batch), defects=defects), options, progress)
         return replace(learned, module=nn.Sequential(blind, learned.module).eval())
 
     return fit
@@ -72,6 +132,9 @@ def _trained_by(name: str) -> Method:
     scorer = scorer or DEFAULT_SCORER
     if reconstructor not in RECONSTRUCTORS or scorer not in SCORERS:
         raise TrainingError(f"detector {name!r}: unknown; there are {', '.join(detector_names())}")
+    partners, why = NEEDS.get(scorer, ((reconstructor,), ""))
+    if reconstructor not in partners:
+        raise TrainingError(f"detector {name!r}: {scorer} needs {why}: use it with {' or '.join(partners)}")
 
     def fit(material: Material, options: Options, progress: Progress) -> Learned:
         return _fit_pair(reconstructor, scorer, material, options, progress)
@@ -89,7 +152,8 @@ class Reconstruction(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return (anomaly_map, score)."""
-        anomaly_map, score = self.scorer(image, self.reconstructor(image))
+        reconstruction, latent = self.reconstructor(image)
+        anomaly_map, score = self.scorer(image, reconstruction, latent)
         return anomaly_map, score
 
 
@@ -102,7 +166,8 @@ def _fit_pair(reconstructor: str, scorer: str, material: Material, options: Opti
         for chosen in (material.fold >= 2, material.fold == 0, material.fold == 1)
     )
     network = RECONSTRUCTORS[reconstructor](material, learn, validate, options, progress)
-    module = Reconstruction(network, SCORERS[scorer](material.keep)).eval()
+    scored = SCORERS[scorer](network, material, learn, options, progress)
+    module = Reconstruction(network, scored).eval()
     maps, scores = in_chunks(module, material.batch[held_out], progress, "held-out scores", size=1)
     return Learned(
         module=module,
@@ -110,4 +175,5 @@ def _fit_pair(reconstructor: str, scorer: str, material: Material, options: Opti
         good_scores=scores.double().numpy(),
         good_peaks=maps.flatten(1).amax(1).double().numpy(),
         good_maps=maps[:, 0].numpy(),
+        learnt_defects=getattr(scored, "learnt_defects", ""),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from calibration.photometric import Photometric, recorded_photometric
 from calibration.recording import is_recording, recorded_frames
 
 GOOD = "good"
+JOINED = "+"  # between the types of a part with several defects: the folder crack+stain
 CACHE_BYTES = 1024**3
 
 
@@ -27,7 +28,7 @@ class Item:
 
     file: Path
     name: str  # below the dataset's root, for people
-    label: str  # "good" or the defect type's folder
+    label: str  # "good" or the defect type's folder; crack+stain: a part with both
     part_id: str | None = None  # images of one part share it and are never split apart
     bit_depth: int | None = None  # None: the file's own 8 or 16 bits
     mask: Path | None = None  # true defect, nonzero inside
@@ -42,10 +43,13 @@ class Dataset:
     test: tuple[Item, ...]  # good and defective, never learnt from; empty where there are none
     photometric: Photometric
     notes: tuple[str, ...] = ()  # what the user should know about the folder
+    defects: tuple[Item, ...] = ()  # labelled ones, for methods that learn from them; none of them is in test
 
 
 def read_dataset(root: Path, *, part_pattern: str | None = None, bit_depth: int | None = None) -> Dataset:
     """Return what root holds: MVTec AD layout (train/good, test/*, ground_truth/*), a recording, or plain images.
+
+    Folders beside train/good hold labelled defects; the layout of MVTec AD has none.
 
     part_pattern: regular expression; what its first group (or the whole match) finds in a file's name is the part id.
 
@@ -71,9 +75,14 @@ class _Reader:
         good = self._items(self.root / "train" / GOOD, GOOD)
         test: list[Item] = []
         test_root = self.root / "test"
-        for folder in sorted(path for path in _entries(test_root) if path.is_dir()) if test_root.is_dir() else []:
+        for folder in _folders(test_root) if test_root.is_dir() else []:
             test += self._items(folder, folder.name)
-        return self._dataset(good, test, Photometric(), self._strangers(self.root / "train" / GOOD))
+        defects: list[Item] = []
+        for folder in _folders(self.root / "train"):
+            if folder.name != GOOD:  # masks are known by the names of the test images alone
+                defects += [replace(item, mask=None) for item in self._items(folder, folder.name)]
+        dataset = self._dataset(good, test, Photometric(), self._strangers(self.root / "train" / GOOD))
+        return replace(dataset, defects=tuple(defects))
 
     def recording(self) -> Dataset:
         items = [
@@ -229,6 +238,11 @@ def folds(items: Sequence[Item], count: int, seed: int) -> NDArray[np.int64]:
     return np.array([fold_of[part] for part in parts])
 
 
+def types_of(label: str) -> tuple[str, ...]:
+    """Return the defect types that a folder's name stands for, such as crack and stain of crack+stain."""
+    return tuple(dict.fromkeys(part for part in label.split(JOINED) if part))
+
+
 def _compiled(part_pattern: str | None) -> re.Pattern[str] | None:
     if part_pattern is None:
         return None
@@ -255,6 +269,10 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}: give a folder that you can read") from error
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in _entries(root) if path.is_dir())
 
 
 def _mask_file(folder: Path, image: Path) -> Path | None:

@@ -61,16 +61,24 @@ class ReferenceRuntime:
         return np.asarray(anomaly_map)[0, 0], float(np.asarray(score)[0])
 
 
+Answers = list[tuple[NDArray[np.float32], float]]
+"""(anomaly_map (h', w'), score) of each of several images."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How closely the exported graph follows the network."""
+    """How closely an exported graph follows the network."""
 
     images: int
     worst_score: float  # largest difference of scores, relative to max(|score|, threshold)
-    worst_peak: float  # the same for map peaks
+    worst_peak: float  # of maps, at any place: relative to max(peak, threshold)
 
     def __str__(self) -> str:
         return f"score {self.worst_score:.1e}, map {self.worst_peak:.1e} relative over {self.images} images"
+
+    def within(self, tolerance: float) -> bool:
+        """Return whether both differences are at most this; a NaN is not."""
+        return self.worst_score <= tolerance and self.worst_peak <= tolerance
 
 
 def checked_parity(
@@ -81,24 +89,37 @@ def checked_parity(
     batch: (n, C, h, w) images. score_scale, map_scale: the thresholds; differences count relative to them or to the
     answer itself, whichever is larger.
 
-    Raises ParityError if any score or map peak differs by more than 1e-4.
+    Raises ParityError if any score or map differs by more than 1e-4.
     """
     runtime = ReferenceRuntime(graph)
-    scores, peaks = [0.0], [0.0]
-    for image in batch:
-        with torch.inference_mode():
-            expected_map, expected_score = module(torch.from_numpy(image[None]))
-        anomaly_map, score = runtime(image[None])
-        scores.append(_relative(score, float(expected_score[0]), score_scale))
-        difference = float(np.abs(anomaly_map - expected_map.numpy()[0, 0]).max())
-        peaks.append(difference / max(float(expected_map.abs().max()), abs(map_scale)))
-    parity = Parity(len(batch), float(np.max(scores)), float(np.max(peaks)))  # np.max hands a NaN on
-    if not (parity.worst_score <= TOLERANCE and parity.worst_peak <= TOLERANCE):  # `not <=`: a NaN must fail too
+    answers = [runtime(image[None]) for image in batch]
+    parity = parity_of(answers_of(module, batch), answers, score_scale, map_scale)
+    if not parity.within(TOLERANCE):
         raise ParityError(
             f"the exported graph differs from the network ({parity}), at most {TOLERANCE:g} is allowed: "
             "no recipe was written; please report this with the detector's name and the torch version"
         )
     return parity
+
+
+def answers_of(module: nn.Module, batch: NDArray[np.float32]) -> Answers:
+    """Return what the network itself says of each image of (n, C, h, w)."""
+    answers = []
+    with torch.inference_mode():
+        for image in batch:
+            anomaly_map, score = module(torch.from_numpy(image[None]))
+            answers.append((anomaly_map.numpy()[0, 0], float(score[0])))
+    return answers
+
+
+def parity_of(expected: Answers, found: Answers, score_scale: float, map_scale: float) -> Parity:
+    """Return how far answers to the same images are apart; the scales as in `checked_parity`."""
+    scores, peaks = [0.0], [0.0]
+    for (expected_map, expected_score), (anomaly_map, score) in zip(expected, found, strict=True):
+        scores.append(_relative(score, expected_score, score_scale))
+        difference = float(np.abs(anomaly_map - expected_map).max())
+        peaks.append(difference / max(float(np.abs(expected_map).max()), abs(map_scale)))
+    return Parity(len(expected), float(np.max(scores)), float(np.max(peaks)))  # np.max hands a NaN on
 
 
 def _relative(found: float, expected: float, scale: float) -> float:

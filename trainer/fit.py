@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from calibration.condition import Glimpse, glimpse, learn_limits, noticed
 from calibration.errors import CalibrationError, InputError, NotRegistered
@@ -22,19 +23,16 @@ from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
 from calibration.recipe import Recipe, SelfTest
 from calibration.reference import learn_reference
 from calibration.registration import Reference, RegistrationSettings
-from calibration.thresholds import (
-    Thresholds,
-    good_parts_needed,
-    median_and_deviation,
-    rate_upper_bound,
-    reject_threshold,
-    smallest_rate,
-)
+from calibration.thresholds import Thresholds, good_parts_needed, strangers
 from trainer.catalogue import method
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
 from trainer.errors import TrainingError
-from trainer.export import Parity, checked_parity, export_graph
+from trainer.export import Parity, answers_of, checked_parity, export_graph
+from trainer.half import half_graph, with_fault
+from trainer.label_limits import check_labels, with_labels
+from trainer.labels import counted, prepared_defects
 from trainer.learning import Learned, Material, Options, Progress
+from trainer.limits import Suspect, fitted_thresholds, left_out_note, suspicious_notes
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,6 @@ FOLDS = 5
 REFERENCE_IMAGES = 60  # good images that the reference is learnt from
 PARITY_IMAGES = 16
 SELFTEST_IMAGES = 3
-STANDS_APART = 1.5  # times the next lower score
 WELL_NOTICED = 0.9  # share of good images; a fault of light or focus that is noticed on fewer is named
 MOST_UNREGISTERED = 0.1  # share of good images; above it the product does not register
 
@@ -65,6 +62,8 @@ class FitRequest:
     false_reject_rate: float = 0.01
     most_images: int = 1000
     resume: bool = False
+    threshold: str = "false_reject_rate"  # | normal_intersection | best_f1: of the score, with labelled defects
+    keep_suspects: bool = False  # learn from good images that score as no good part does, too
     options: Options = field(default_factory=Options)
 
 
@@ -78,6 +77,8 @@ class FitResult:
     good_scores: NDArray[np.float64]
     good_maps: NDArray[np.float32]
     good_pictures: NDArray[np.float32]  # (m, C, h, w)
+    module: nn.Module  # the network that the graph was made from
+    suspects: tuple[Suspect, ...]  # good images that were left out, worst first
     notes: tuple[str, ...]
 
 
@@ -86,6 +87,11 @@ class _PreparedSet:
     items: tuple[Item, ...]
     batch: NDArray[np.float32]  # (n, C, h, w)
     unregistered: tuple[str, ...]
+
+    def without(self, suspects: Sequence[Suspect]) -> _PreparedSet:
+        left_out = {suspect.item.name for suspect in suspects}
+        kept = [index for index, item in enumerate(self.items) if item.name not in left_out]
+        return _PreparedSet(tuple(self.items[index] for index in kept), self.batch[kept], self.unregistered)
 
 
 def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
@@ -105,28 +111,52 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     view = _view(found, reference, request)
     prepared = _prepare_all(items, pictures, view, reference, progress)
     if prepared.unregistered:
-        notes.append(_unregistered_note(prepared.unregistered, len(items)))
-    material = _material(prepared, view, request)
+        missing, first = len(prepared.unregistered), prepared.unregistered[0]
+        notes.append(f"{missing} of {len(items)} good images could not be registered and were left out: {first}")
+    defects, defect_notes = prepared_defects(
+        dataset.defects, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
+    )
+    material = replace(_material(prepared, view, request), defects=defects)
+    check_labels(material, request.threshold, request.detector)
+    options = request.options if reference is None else replace(request.options, turned="off")  # they lie upright
     _make_repeatable(request.options.seed)
-    learned = train(material, request.options, progress)
+    learned = train(material, options, progress)
+    suspects = () if request.keep_suspects else _suspects(prepared, learned)
+    if suspects:
+        notes.append(left_out_note([suspect.item.name for suspect in suspects]))
+        prepared = prepared.without(suspects)
+        material = replace(_material(prepared, view, request), resume=False, defects=defects)
+        material.checkpoint.unlink(missing_ok=True)
+        _make_repeatable(request.options.seed)
+        learned = train(material, options, progress)
 
     sensor = None if dataset.photometric.is_identity else Pictures(Photometric())
     seen = _glimpses(prepared.items, pictures, sensor, view, registered=reference is not None)
     limits = learn_limits(seen)
     told = noticed(seen, limits)
-    thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate)
-    suspects = suspicious_notes(learned.good_scores, [prepared.items[index].name for index in learned.held_out])
+    thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate, left_out=len(suspects))
+    thresholds = with_labels(thresholds, learned, material, request.threshold)
+    suspicions = suspicious_notes(learned.good_scores, [prepared.items[index].name for index in learned.held_out])
     graph, parity = _exported(learned, material, thresholds)
+    half = half_graph(learned.module, _parity_images(material)[::4], thresholds.score, thresholds.map)
     recipe = Recipe(
         product=dataset.product,
         detector=request.detector,
         graph=graph,
+        graph_f16=half.graph,
         view=view,
         reference=reference,
         thresholds=thresholds,
         selftest=_selftest(learned, material),
         condition=limits,
-        training={**_training(request, material, found, why), "condition_noticed": told},
+        training={
+            **_training(request, material, found, why),
+            "learnt_defects": learned.learnt_defects or "none",
+            "decided": list(learned.decided),
+            "left_out": [suspect.item.name for suspect in suspects],
+            "condition_noticed": told,
+            "half_precision": half.facts(),
+        },
     )
     material.checkpoint.unlink(missing_ok=True)
     return FitResult(
@@ -136,55 +166,26 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_scores=learned.good_scores,
         good_maps=learned.good_maps,
         good_pictures=prepared.batch[learned.held_out],
-        notes=(*notes, *threshold_notes, *suspects, *_unnoticed_notes(told)),
+        module=learned.module,
+        suspects=suspects,
+        notes=(*notes, *learned.decided, *defect_notes, *threshold_notes, *suspicions, *_unnoticed_notes(told)),
     )
 
 
-def fitted_thresholds(learned: Learned, false_reject_rate: float) -> tuple[Thresholds, list[str]]:
-    """Return thresholds at the wanted rate, or at the nearest one that so few good parts support, and a note if so."""
-    n_good = len(learned.good_scores)
-    rate = max(false_reject_rate, smallest_rate(n_good))
-    notes = []
-    if rate > false_reject_rate:
-        missing = good_parts_needed(false_reject_rate) - n_good
-        notes.append(
-            f"{n_good} good parts were scored unseen; a false reject rate of {false_reject_rate:g} needs {missing} "
-            f"more. The threshold is set for {rate:.4f} instead"
+def _suspects(prepared: _PreparedSet, learned: Learned) -> tuple[Suspect, ...]:
+    """Return the good images that no good part scores like, as long as enough remain to learn from."""
+    found = strangers(learned.good_scores)
+    if len(prepared.items) - len(found) < FEWEST_GOOD:
+        return ()
+    return tuple(
+        Suspect(
+            prepared.items[learned.held_out[index]],
+            float(learned.good_scores[index]),
+            learned.good_maps[index],
+            prepared.batch[learned.held_out[index]],
         )
-    good_median, good_deviation = median_and_deviation(learned.good_scores)
-    thresholds = Thresholds(
-        score=reject_threshold(learned.good_scores, rate),
-        map=reject_threshold(learned.good_peaks, rate),
-        false_reject_rate=rate,
-        rate_upper_bound=rate_upper_bound(n_good, rate),
-        n_good=n_good,
-        fitted_on="torch f32, held-out good images",
-        good_median=good_median,
-        good_deviation=good_deviation,
+        for index in found
     )
-    if thresholds.map <= 0.0:
-        raise TrainingError(
-            f"the anomaly maps of good parts peak at {thresholds.map:g}, need more than 0: see the images"
-        )
-    return thresholds, notes
-
-
-def suspicious_notes(good_scores: NDArray[np.float64], names: Sequence[str]) -> list[str]:
-    """Return a note naming good images that stand apart: one defective part among them lifts the threshold.
-
-    Apart: at most 5 % of the images, the lowest of them with 1.5 times the score of the next. A long tail without such
-    a gap is a product's own variation.
-    """
-    order = np.argsort(-good_scores, kind="stable")
-    scores = good_scores[order]
-    gaps = [rank for rank in range(1, max(2, len(scores) // 20 + 1)) if scores[rank - 1] > STANDS_APART * scores[rank]]
-    if not gaps:
-        return []
-    apart = [names[index] for index in order[: max(gaps)]]
-    return [
-        f"good images whose scores stand apart from the others ({len(apart)}): {', '.join(apart[:5])}. See the report: "
-        "a defective part among the good ones lifts the threshold: take it out and fit again"
-    ]
 
 
 def _check_size(request: FitRequest) -> None:
@@ -304,6 +305,7 @@ def _material(prepared: _PreparedSet, view: View, request: FitRequest) -> Materi
         fold=folds(prepared.items, count, request.options.seed),
         checkpoint=request.recipe.with_name(f"{request.recipe.name}.checkpoint"),
         resume=request.resume,
+        aspect=view.rectangle.width_px / view.rectangle.height_px,
     )
 
 
@@ -349,23 +351,28 @@ def _make_repeatable(seed: int) -> None:
 
 
 def _exported(learned: Learned, material: Material, thresholds: Thresholds) -> tuple[bytes, Parity]:
-    images = material.batch.numpy()
-    graph = export_graph(learned.module, images[:1])
-    chosen = images[np.unique(np.linspace(0, len(images) - 1, PARITY_IMAGES).round().astype(int))]
+    chosen = _parity_images(material)
+    graph = export_graph(learned.module, chosen[:1])
     return graph, checked_parity(learned.module, graph, chosen, thresholds.score, thresholds.map)
 
 
+def _parity_images(material: Material) -> NDArray[np.float32]:
+    images = material.batch.numpy()
+    return images[np.unique(np.linspace(0, len(images) - 1, PARITY_IMAGES).round().astype(int))]
+
+
 def _selftest(learned: Learned, material: Material) -> SelfTest:
-    """Return a few good parts, from the easiest to the hardest, with the network's own answers."""
+    """Return a few good parts, from the easiest to the hardest and that one with a fault, and the network's answers."""
     order = learned.held_out[np.argsort(learned.good_scores, kind="stable")]
     chosen = order[np.linspace(0, len(order) - 1, min(SELFTEST_IMAGES, len(order))).round().astype(int)]
-    batches = material.batch[torch.from_numpy(chosen)]
-    with torch.inference_mode():
-        answers = [learned.module(image[None]) for image in batches]
+    good = material.batch[torch.from_numpy(chosen)].numpy()
+    batches = np.concatenate([good, with_fault(good[-1:])])  # engines must be right far above the threshold too
+    answers = answers_of(learned.module, batches)
     return SelfTest(
-        batches=batches.numpy(),
-        scores=tuple(float(score[0]) for _, score in answers),
+        batches=batches,
+        scores=tuple(score for _, score in answers),
         map_peaks=tuple(float(anomaly_map.max()) for anomaly_map, _ in answers),
+        maps=np.stack([anomaly_map[None] for anomaly_map, _ in answers]),
     )
 
 
@@ -375,6 +382,7 @@ def _training(request: FitRequest, material: Material, found: Survey, registrati
     options["weights"] = request.options.weights.name if request.options.weights else "packaged"
     return {
         "good_images": len(material),
+        "defects": {} if material.defects is None else counted(material.defects.labels),
         "folds": int(material.fold.max()) + 1,
         "image_sizes": len(found.sizes),
         "registration": registration,
@@ -382,7 +390,3 @@ def _training(request: FitRequest, material: Material, found: Survey, registrati
         "torch": torch.__version__,
         "options": options,
     }
-
-
-def _unregistered_note(unregistered: Sequence[str], total: int) -> str:
-    return f"{len(unregistered)} of {total} good images could not be registered and were left out: {unregistered[0]}"

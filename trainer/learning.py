@@ -26,10 +26,41 @@ class Options:
     seed: int = 0
     weights: Path | None = None  # backbone file, for plants without PyPI
     memory_entries: int = 4000  # patch_memory, patch_layout: size of the memory
+    turned: str = "auto"  # patch_layout: learn from turned copies of the good images too, auto | on | off
     epochs: int = 200  # reconstructors: at most
-    patience: int = 20  # reconstructors: epochs without a better validation loss before they stop
+    patience: int = 0  # reconstructors: epochs without a better validation loss before they stop, 0 = the method's own
     latent: int = 64  # reconstructors: size of z
     samples: int = 0  # vae: fixed noise vectors at test time, 0 = the mean alone
+    device: str = "cpu"  # reconstructors: where they are trained, cpu | cuda
+    wasserstein: bool = False  # dcgan: Wasserstein loss with gradient penalty instead of cross-entropy
+    resize: bool = False  # dcgan: enlargement and convolution instead of transposed convolutions
+    flip: bool = True  # dcgan: a mirrored good part is a good part
+    inversion_steps: int = 4  # dcgan: steps of Adam on z in the graph, 0 = the encoder's answer
+    inversion_rate: float = 0.05  # dcgan: length of a step, in deviations of z
+    inversion_loss: str = "anogan"  # dcgan: what the steps lower, anogan (pixels and features) | laplacian
+    feature_weight: float = 0.1  # dcgan, anogan: weight of the discriminator's features beside the pixels
+    masked_share: float = 0.0  # dcgan: share of the view that is left out of the inversion, 0..0.5, where it fits worst
+    downsize: int = 2  # patch_ae: by how much the image is made smaller
+    patch: int = 32  # patch_ae: side of a patch, pixels of the smaller image, even
+    sparsity: float = 1e-3  # patch_ae: weight of the L1 norm of the code
+    noise_share: float = 0.1  # noise_ae: share of the good images that get noise
+    norm: int = 1  # residual: 1 = absolute, 2 = squared difference
+    backbone: str = "lite0"  # lite0 | vgg16 | xception | timm:NAME | torchvision:NAME; patch_* always take lite0
+    weights_sha256: str | None = None  # of the weights file, where it is not one of those known here
+    neighbours: int = 15  # deep_knn, map_knn, lof: k
+    defect_share: float = 0.5  # cnn, vgg16, siamese: share of defective images in what they learn from, 0..0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Defects:
+    """Prepared defective images that a user has put beside the good ones, with what is wrong with them."""
+
+    batch: Tensor  # (m, C, h, w) reflectance 0..1
+    labels: tuple[str, ...]  # (m,) the folder's name; several types in one part are joined by "+"
+    fold: NDArray[np.int64]  # (m,) 0..k-1 like the good ones': 1 is never learnt from
+
+    def __len__(self) -> int:
+        return len(self.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +72,8 @@ class Material:
     fold: NDArray[np.int64]  # (n,) 0..k-1: images of one part share a fold
     checkpoint: Path  # where a long training leaves its state, to be resumed
     resume: bool = False
+    aspect: float = 1.0  # width over height of what an image shows, before it was brought to (h, w)
+    defects: Defects | None = None  # only methods that say so learn from them
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -55,6 +88,8 @@ class Learned:
     good_scores: NDArray[np.float64]  # (m,) their scores
     good_peaks: NDArray[np.float64]  # (m,) the highest value of their anomaly maps
     good_maps: NDArray[np.float32]  # (m, h', w')
+    decided: tuple[str, ...] = ()  # what the method chose from the good images, for people
+    learnt_defects: str = ""  # labels | synthetic: the defects that were learnt from; empty: none
 
 
 class Method(Protocol):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 from calibration.errors import InputError
+from trainer.data import types_of
 
 GOOD = "good"  # the label of a part without a defect; every other label is the name of a defect type
 MAX_BINS = 1 << 22  # bins of the pixel histograms: 96 MB in all, at least 13 bits of mantissa kept apart
@@ -30,7 +31,7 @@ class ScoredImage:
     """One part, what is true of it and what the detector said; the last three only where somebody will look at them."""
 
     name: str  # such as "test/crack/017.png"
-    label: str  # "good" or the defect type's folder name
+    label: str  # "good" or the defect type's folder name; "crack+stain" has both
     score: float | None  # None: no verdict (not registered, unreadable)
     reason: str = ""  # why there is no verdict
     anomaly_map: NDArray[np.float32] | None = None  # (h, w)
@@ -200,11 +201,11 @@ def _threshold_below(images: Sequence[ScoredImage], lowest_rejected_rank: int) -
 
 
 def _by_defect(images: Sequence[ScoredImage], diverted: NDArray[np.bool_]) -> dict[str, DefectFigures]:
-    labels = np.array([image.label for image in images])
-    order, good = ranks(images), labels == GOOD
+    kinds = [() if image.label == GOOD else types_of(image.label) for image in images]
+    order, good = ranks(images), np.array([image.label == GOOD for image in images])
     figures = {}
-    for defect in sorted(set(labels.tolist()) - {GOOD}):
-        this = labels == defect
+    for defect in sorted({kind for several in kinds for kind in several}):
+        this = np.array([defect in several for several in kinds])  # a part with several defects counts for each
         n, detected = int(np.sum(this)), int(np.sum(diverted[this]))
         figures[defect] = DefectFigures(
             n=n,

@@ -18,6 +18,7 @@ from calibration.errors import InputError
 from trainer.figures import ranking_curves, scale_bar_uri, score_chart
 from trainer.galleries import evaluation_galleries, first_looks
 from trainer.metrics import GOOD, Evaluation, ScoredImage, check_finite
+from trainer.report_reconstruction import Insight
 
 CONFIDENCE = 0.95
 MOST_LISTED = 40  # rows of the table of parts without a verdict
@@ -74,11 +75,13 @@ def render_report(
     threshold: float,
     map_threshold: float,
     good_scores: NDArray[np.float64],
+    inside: Insight | None = None,
 ) -> str:
     """Return the report as one HTML page without scripts or outside references; the same inputs give the same text.
 
     evaluation: of these images at this threshold; None where there are good parts only.
     map_threshold: map value drawn in yellow, above 0. good_scores: (n,) of the calibration parts, may be empty.
+    inside: what there is to show of the detector itself; None: nothing.
 
     Raises InputError if a threshold, a score or a map is not finite.
     """
@@ -101,6 +104,7 @@ def render_report(
         silent=silent[:MOST_LISTED],
         n_silent=len(silent),
         silent_in_row=Counter(_row_of(image.label) for image in silent),
+        inside=inside or Insight(),
         percent=percent,
         figure=figure,
     )
@@ -171,7 +175,7 @@ def _n_overkill(evaluation: Evaluation) -> int:
 
 
 def _n_escaped(evaluation: Evaluation) -> int:
-    return sum(figures.n - figures.detected for figures in evaluation.by_defect.values())
+    return round((evaluation.escape or 0.0) * evaluation.n_defective)
 
 
 def _tiles(evaluation: Evaluation) -> tuple[Tile, ...]:

@@ -19,6 +19,7 @@ from trainer.evaluate import held_out_images, scored_images
 from trainer.fit import FitRequest, FitResult, fit
 from trainer.metrics import Evaluation, ScoredImage, evaluate
 from trainer.report import ReportFacts, render_report
+from trainer.report_reconstruction import Insight, insight
 
 
 def learn(
@@ -52,7 +53,8 @@ def measure(recipe: Path, data: Path, *, json_file: Path | None, report: Path | 
         write_text(json_file, json.dumps({"recipe": loaded.digest, **evaluation.as_dict()}, indent=1) + "\n")
     if report is not None:
         good = loaded.metrics.get("good_scores", [])
-        write_text(report, _report(loaded, evaluation, images, good, ()))
+        inside = insight(None, images, loaded.thresholds.score)
+        write_text(report, _report(loaded, evaluation, images, good, (), inside=inside))
         say(f"report: {report}")
 
 
@@ -76,9 +78,9 @@ def _finish(result: FitResult, dataset: Dataset, request: FitRequest, fit_s: flo
         "evaluation": None if evaluation is None else evaluation.as_dict(),
     }
     scores = result.good_scores.tolist()
-    recipe = replace(
-        recipe, metrics=metrics, report=_report(recipe, evaluation, images, scores, result.notes, str(result.parity))
-    )
+    inside = insight(result.module, images, recipe.thresholds.score)
+    page = _report(recipe, evaluation, images, scores, result.notes, parity=str(result.parity), inside=inside)
+    recipe = replace(recipe, metrics=metrics, report=page)
     digest = write_recipe(request.recipe, recipe)
     report_file = request.recipe.with_name(f"{request.recipe.name}.html")
     write_text(report_file, recipe.report)
@@ -96,12 +98,14 @@ def _evaluated(recipe: Recipe, dataset: Dataset) -> tuple[list[ScoredImage], Eva
     return images, evaluate(images, recipe.thresholds.score)
 
 
-def _report(  # noqa: PLR0917 gathers what the page shows
+def _report(
     recipe: Recipe,
     evaluation: Evaluation | None,
     images: Sequence[ScoredImage],
     good_scores: Sequence[float],
     notes: Sequence[str],
+    *,
+    inside: Insight,
     parity: str = "",
 ) -> str:
     limits = recipe.thresholds
@@ -117,6 +121,12 @@ def _report(  # noqa: PLR0917 gathers what the page shows
     noticed = recipe.training.get("condition_noticed")
     if noticed:
         facts["light and focus"] = "noticed: " + ", ".join(f"{name} {share:.0%}" for name, share in noticed.items())
+    defects = recipe.training.get("defects") or {}
+    if defects:
+        facts["labelled defects"] = ", ".join(f"{kind} {n}" for kind, n in defects.items())
+    learnt = recipe.training.get("learnt_defects", "none")
+    if learnt != "none":
+        facts["learnt from defects"] = {"labels": "labelled ones", "synthetic": "made from good images"}[learnt]
     if parity:
         facts["export parity"] = parity
     return render_report(
@@ -126,6 +136,7 @@ def _report(  # noqa: PLR0917 gathers what the page shows
         threshold=limits.score,
         map_threshold=limits.map,
         good_scores=np.asarray(good_scores, dtype=np.float64),
+        inside=inside,
     )
 
 
@@ -137,7 +148,9 @@ def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRe
     table.add_row("learnt from", f"{recipe.training['good_images']} good images in {fit_s:.0f} s")
     table.add_row("registration", str(recipe.training["registration"]))
     table.add_row("export parity", str(result.parity))
-    table.add_row("threshold", f"{limits.score:.4g}, from {limits.n_good} good parts scored unseen")
+    with_labels = limits.fitted_on.partition("; score: ")[2]
+    source = f"{with_labels}, and" if with_labels else "from"
+    table.add_row("threshold", f"{limits.score:.4g}, {source} {limits.n_good} good parts scored unseen")
     table.add_row(
         "good parts rejected",
         f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} with 95 % confidence",

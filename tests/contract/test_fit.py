@@ -19,8 +19,9 @@ from calibration.recipe import read_recipe, write_recipe
 from trainer.data import Pictures, read_dataset
 from trainer.errors import TrainingError
 from trainer.evaluate import held_out_images, scored_images
-from trainer.fit import FitRequest, FitResult, fit, fitted_thresholds, suspicious_notes
+from trainer.fit import FitRequest, FitResult, fit
 from trainer.learning import Learned, Options
+from trainer.limits import fitted_thresholds, suspicious_notes
 
 SIDE = 64
 OPTIONS = Options(memory_entries=60, epochs=2, latent=8)
@@ -174,6 +175,39 @@ def test_a_good_image_that_stands_apart_is_named_and_a_long_tail_is_not() -> Non
     (text,) = suspicious_notes(np.array([*tail, 7.0]), names)
     assert "(1): 40.png." in text
     assert suspicious_notes(np.array([*tail, 4.5]), names) == []
+
+
+@pytest.fixture(scope="module")
+def with_a_stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty good parts and one that was put there by mistake."""
+    folder = draw(tmp_path_factory.mktemp("images") / "good", 20)
+    strange = cv2.imread(str(folder / "7.png"), cv2.IMREAD_GRAYSCALE)
+    strange[20:44, 10:50] = 255
+    cv2.imwrite(str(folder / "stranger.png"), strange)
+    return folder
+
+
+def test_a_defective_part_among_the_good_is_left_out_and_does_not_lift_the_threshold(
+    tmp_path: Path, with_a_stranger: Path, twenty_parts: FitResult
+) -> None:
+    result = fit(read_dataset(with_a_stranger), request(tmp_path), silent)
+    (suspect,) = result.suspects
+    assert suspect.item.name == "stranger.png"
+    assert suspect.score > 2 * result.recipe.thresholds.score
+    assert "stranger.png" not in [item.name for item in result.good_items]
+    assert result.recipe.training["left_out"] == ["stranger.png"]
+    assert result.recipe.training["good_images"] == 20
+    assert result.recipe.thresholds.score == pytest.approx(twenty_parts.recipe.thresholds.score, rel=0.2)
+    assert result.recipe.thresholds.rate_upper_bound > twenty_parts.recipe.thresholds.rate_upper_bound
+    assert any("left out" in text and "(1): stranger.png." in text for text in result.notes)
+
+
+def test_who_knows_better_keeps_the_suspects(tmp_path: Path, with_a_stranger: Path) -> None:
+    kept = dataclasses.replace(request(tmp_path), keep_suspects=True)
+    result = fit(read_dataset(with_a_stranger), kept, silent)
+    assert result.suspects == ()
+    assert result.recipe.training["good_images"] == 21
+    assert any("stand apart" in text for text in result.notes)
 
 
 @pytest.mark.parametrize("count", [1, 4])

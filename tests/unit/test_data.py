@@ -63,6 +63,19 @@ def test_the_layout_of_mvtec_ad_is_good_to_learn_from_and_labelled_to_test_on(mv
     assert [item.mask for item in dataset.test] == [mvtec / "ground_truth/dent/1_mask.png", None, None]
 
 
+def test_labelled_defects_stand_beside_the_good_images_to_learn_from(mvtec: Path):
+    store(mvtec / "train/dent/1.png")
+    store(mvtec / "train/crack+dent/7.png")
+    dataset = read_dataset(mvtec)
+    assert [(item.name, item.label) for item in dataset.defects] == [
+        ("train/crack+dent/7.png", "crack+dent"),
+        ("train/dent/1.png", "dent"),
+    ]
+    assert [item.mask for item in dataset.defects] == [None, None]  # ground_truth/dent/1_mask.png is of test/dent/1.png
+    assert {item.label for item in dataset.good} == {"good"}
+    assert len(dataset.test) == 3
+
+
 def test_a_layout_without_test_images_has_none(tmp_path: Path):
     store(tmp_path / "train/good/1.png")
     assert read_dataset(tmp_path).test == ()

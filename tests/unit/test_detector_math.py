@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.detectors import layout, patch_gaussian, patch_memory
+from trainer.detectors import layout, patch_gaussian, patch_memory, turned
 from trainer.detectors.patch_layout import Weighing, held_out_scores
+from trainer.learning import Material, Options
 
 
 def test_the_distance_at_a_place_is_mahalanobis_with_the_neighbours_moments() -> None:
@@ -101,3 +105,104 @@ def test_moments_of_a_single_image_are_its_own() -> None:
     usual, spread = patch_memory.moments(torch.full((1, 1, 5, 5), 3.0))
     assert float(usual.mean()) == 3.0
     assert bool(torch.isfinite(1.0 / spread).all())
+
+
+def test_places_judged_alike_share_one_mean_and_deviation_without_the_highest_of_each() -> None:
+    distances = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(9)) * torch.arange(1.0, 17.0).reshape(
+        4, 4
+    )
+    usual, spread = patch_memory.moments(distances, alike=True)
+    kept = np.sort(distances.numpy(), axis=0)[:38]
+    assert usual.shape == spread.shape == (1, 1, 4, 4)
+    torch.testing.assert_close(usual, torch.full_like(usual, float(kept.mean())))
+    torch.testing.assert_close(spread, torch.full_like(spread, float(kept.std(ddof=1))), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("aspect", [1.0, 2.0])
+def test_a_dot_that_is_turned_keeps_its_distance_from_the_centre_of_the_part(aspect: float) -> None:
+    dots = torch.zeros(20, 1, 64, 64)
+    dots[:, :, 30:34, 44:48] = 1.0  # its middle lies at (0.4375, 0) of -1..1
+    found = turned.turned(dots, aspect, torch.Generator().manual_seed(10))
+    places = (torch.arange(64) + 0.5) / 32 - 1.0
+    weight = found.sum((1, 2, 3))
+    x = (found.sum((1, 2)) * places).sum(1) / weight
+    y = (found.sum((1, 3)) * places).sum(1) / weight
+    torch.testing.assert_close(torch.hypot(x * aspect, y), torch.full((20,), 0.4375 * aspect), rtol=0.02, atol=0.02)
+    angles = torch.atan2(y, x * aspect)
+    assert float(angles.max() - angles.min()) > math.pi
+
+
+def test_turning_repeats_edge_pixels() -> None:
+    found = turned.turned(torch.full((5, 3, 32, 48), 0.7), 1.5, torch.Generator().manual_seed(11))
+    torch.testing.assert_close(found, torch.full((5, 3, 32, 48), 0.7))
+
+
+class Slopes(torch.nn.Module):
+    """Images (N, 1, h, w) -> [slopes along x and y (N, 2, h/2, w/2)]."""
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        along_y, along_x = torch.gradient(image[:, 0], dim=(1, 2))
+        return [F.avg_pool2d(torch.stack([along_x, along_y], 1), 2)]
+
+
+def ramps(count: int, *, any_angle: bool) -> Material:
+    """Return pictures of a slope: from left to right, or each along a direction of its own."""
+    generator = torch.Generator().manual_seed(12)
+    angle = torch.rand(count, 1, 1, generator=generator) * 2 * math.pi * any_angle
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    slope = (x * angle.cos() + y * angle.sin()) / 64.0
+    noise = 0.003 * torch.randn(count, 32, 32, generator=generator)
+    return Material((slope + noise)[:, None], torch.ones(32, 32), np.arange(count) % 5, Path("unused"))
+
+
+def copies_of(material: Material, choice: str = "auto") -> int:
+    return len(turned.turned_copies(Slopes(), material, Options(turned=choice), lambda *_: None)[0])
+
+
+def test_only_parts_at_any_angle_get_turned_copies_unless_the_user_says_otherwise() -> None:
+    still, lying = ramps(120, any_angle=False), ramps(120, any_angle=True)
+    assert (copies_of(still), copies_of(lying)) == (0, 480)
+    assert (copies_of(still, "on"), copies_of(lying, "off")) == (480, 0)
+
+
+def test_parts_under_an_ignore_mask_get_no_turned_copies() -> None:
+    material = ramps(120, any_angle=True)
+    material.keep[:4] = 0.0
+    assert copies_of(material) == 0
+
+
+def test_turned_copies_are_remembered_and_never_judge_the_image_they_were_made_from() -> None:
+    generator = torch.Generator().manual_seed(13)
+    embedded, copies = (torch.randn(10, 6, 4, 4, generator=generator) for _ in range(2))
+    material = Material(torch.zeros(10, 1, 8, 8), torch.ones(8, 8), np.arange(10) % 5, Path("unused"))
+    keep = torch.ones(1, 1, 4, 4)
+
+    def learned(seen: torch.Tensor) -> tuple[patch_memory.PatchMemory, torch.Tensor]:
+        return patch_memory.learned_memory(embedded, material, keep, Options(), lambda *_: None, copies=seen)
+
+    (module, _), changed = learned(copies), copies.clone()
+    assert module.memory.shape == (6, 2 * 10 * 16)
+    changed[3] = embedded[3]  # a copy that shows just what its image shows
+    mean, scale = module.mean, module.scale
+    scaled = [(seen - mean) * scale for seen in (embedded, copies, changed)]
+    before, after = (
+        patch_memory.held_out_distances(scaled[0], material, keep, Options(), lambda *_: None, copies=seen)
+        for seen in scaled[1:]
+    )
+    torch.testing.assert_close(before[3], after[3])
+
+
+def test_turned_copies_widen_what_the_layout_and_the_gaussians_take_for_good() -> None:
+    generator = torch.Generator().manual_seed(14)
+    vectors, copies = torch.randn(15, 40, generator=generator), torch.randn(15, 40, generator=generator)
+    fold = np.arange(15) % 5
+    none = layout.held_out_residuals(vectors, fold, copies[:0])
+    assert float(layout.held_out_residuals(vectors, fold, copies).mean()) < float(none.mean())
+    embedded = torch.randn(15, 50, 4, 4, generator=generator)
+    keep = torch.ones(1, 1, 4, 4)
+    narrow, wide = (
+        patch_gaussian.learned_gaussians(embedded, fold, keep, 0, lambda *_: None, copies=seen)[0]
+        for seen in (embedded[:0], 3.0 * embedded)
+    )
+    assert float(wide.judged(3.0 * embedded)[1].mean()) < float(narrow.judged(3.0 * embedded)[1].mean())
+    assert float(wide.usual.std()) == pytest.approx(0.0, abs=1e-6)

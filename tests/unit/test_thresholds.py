@@ -18,6 +18,7 @@ from calibration.thresholds import (
     rate_upper_bound,
     reject_threshold,
     smallest_rate,
+    strangers,
 )
 
 RATES = [Fraction(1, 2), Fraction(1, 3), Fraction(1, 10), Fraction(1, 20), Fraction(1, 100), Fraction(3, 1000)]
@@ -82,6 +83,33 @@ def test_the_bound_is_the_quantile_of_a_beta_distribution(rate, confidence):
 @pytest.mark.parametrize(("n_good", "bound"), [(99, 0.030), (200, 0.023), (1000, 0.016)])
 def test_a_rate_of_one_per_cent_is_bounded_as_the_documents_say(n_good, bound):
     assert round(rate_upper_bound(n_good, 0.01), 3) == bound
+
+
+def test_parts_that_were_set_aside_count_as_good_parts_rejected():
+    assert rate_upper_bound(95, 1 / 96, left_out=5) == pytest.approx(stats.beta.ppf(0.95, 6, 95), rel=1e-9)
+
+
+@pytest.mark.parametrize("n_good", [10, 20, 70, 250, 1000])
+def test_an_exponential_tail_loses_good_parts_in_one_set_of_a_hundred(n_good):
+    generator = np.random.default_rng(22)
+    trials = 2000
+    lost = sum(len(strangers(generator.exponential(size=n_good))) > 0 for _ in range(trials))
+    assert lost / trials == pytest.approx(0.01, abs=0.01)
+
+
+@pytest.mark.parametrize(("n_good", "n_strange"), [(20, 1), (60, 3), (200, 10), (1000, 50)])
+def test_five_per_cent_of_strangers_are_found_wherever_they_stand(n_good, n_strange):
+    generator = np.random.default_rng(23)
+    scores = np.concatenate([generator.normal(5.0, 1.0, n_good - n_strange), generator.uniform(20.0, 60.0, n_strange)])
+    place = generator.permutation(n_good)
+    found = strangers(scores[place])
+    assert sorted(place[found]) == list(range(n_good - n_strange, n_good))
+    assert list(scores[place][found]) == sorted(scores[place][found], reverse=True)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0], [1.0, 2.0, 50.0], [3.0] * 40, [3.0] * 39 + [9.0]])
+def test_nobody_is_a_stranger_where_there_is_nothing_to_compare_with(scores):
+    assert len(strangers(np.array(scores))) == 0
 
 
 def test_too_few_parts_are_refused_with_the_number_missing():

@@ -58,9 +58,11 @@ def components(scaled: Tensor) -> Tensor:
     return (scaled.T.double() @ vectors[:, :k] / variances[:k].clamp(min=1e-12).sqrt()).float()
 
 
-def held_out_residuals(vectors: Tensor, fold: NDArray[np.int64]) -> Tensor:
-    """Return (n,): each image's residual under the components of the other folds."""
+def held_out_residuals(vectors: Tensor, fold: NDArray[np.int64], copies: Tensor) -> Tensor:
+    """Return (n,): each image's residual under the components of the other folds and of their turned copies."""
+    copies_fold = np.tile(fold, len(copies) // len(fold))
     residuals = torch.empty(len(vectors))
     for k in range(int(fold.max()) + 1):
-        residuals[fold == k] = Layout(vectors[fold != k])(vectors[fold == k])
+        others = torch.cat([vectors[fold != k], copies[copies_fold != k]])
+        residuals[fold == k] = Layout(others)(vectors[fold == k])
     return residuals

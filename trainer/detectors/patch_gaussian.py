@@ -35,7 +35,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     features = Features(options)
     embedded = in_chunks(features, material.batch, progress, "features")[0]
     keep = at_map_size(material.keep, *embedded.shape[2:])
-    module, maps = learned_gaussians(embedded, material.fold, keep, options.seed, progress)
+    module, maps = learned_gaussians(embedded, material.fold, keep, options.seed, progress, copies=embedded[:0])
     module.features = features
     return Learned(
         module=module.eval(),
@@ -47,19 +47,27 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
 
 
 def learned_gaussians(
-    embedded: Tensor, fold: NDArray[np.int64], keep: Tensor, seed: int, progress: Progress
+    embedded: Tensor, fold: NDArray[np.int64], keep: Tensor, seed: int, progress: Progress, *, copies: Tensor
 ) -> tuple[PatchGaussian, Tensor]:
-    """Return (detector without a backbone, held-out maps (n, 1, h', w')) of features (n, D, h', w')."""
+    """Return (detector without a backbone, held-out maps (n, 1, h', w')) of features (n, D, h', w').
+
+    copies: features of turned copies to learn from too, (0, D, h', w') where parts lie still; with them all places are
+    judged alike.
+    """
+    alike = len(copies) > 0
     mean, components = whitening(embedded, keep, seed)
-    reduced = F.conv2d(embedded - mean[:, None, None], components)
-    by_fold = [Sums.of(reduced[fold == k]) for k in range(int(fold.max()) + 1)]
+    reduced, reduced_copies = (F.conv2d(seen - mean[:, None, None], components) for seen in (embedded, copies))
+    copies_fold = np.tile(fold, len(copies) // len(fold))
+    by_fold = [
+        Sums.of(torch.cat([reduced[fold == k], reduced_copies[copies_fold == k]])) for k in range(int(fold.max()) + 1)
+    ]
     every = sum(by_fold[1:], by_fold[0])
     distances = torch.empty(len(reduced), 1, *reduced.shape[2:])
     for k, own in enumerate(by_fold):
         distances[fold == k] = distance(reduced[fold == k], *gaussians(every - own))
         progress("held-out scores", k + 1, len(by_fold))
-    module = PatchGaussian((mean, components), gaussians(every), moments(distances), keep)
-    return module, standardised_folds(distances, fold) * keep
+    module = PatchGaussian((mean, components), gaussians(every), moments(distances, alike=alike), keep)
+    return module, standardised_folds(distances, fold, alike=alike) * keep
 
 
 class PatchGaussian(nn.Module):

@@ -2,7 +2,8 @@
 
 Each part sees what the others miss: the memory finds strange patches wherever they lie, the Gaussians usual patches at
 an unusual place, the layout faults too large or too faint for any patch. Every part's score is brought to mean 0 and
-deviation 1 over held-out good images; their sum is the score, all weights alike. Nothing is chosen per product.
+deviation 1 over held-out good images; their sum is the score, all weights alike. One thing is chosen per product, from
+its good images: where parts lie at any angle, all three learn from turned copies too (trainer/detectors/turned.py).
 Measured in docs/detectors.md.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from trainer.backbones import lite0
 from trainer.detectors import patch_gaussian, patch_memory
 from trainer.detectors.layout import Grid, Layout, held_out_residuals
+from trainer.detectors.turned import turned_copies
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
 
 STAGES = (1, 2, 4)  # of Lite0: 24 channels at stride 4, 40 at stride 8, 112 at stride 16
@@ -26,27 +28,36 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     """Return a detector whose thresholds rest on k-fold held-out scores: every good image is scored unseen once."""
     features = Features(options, *(side // 16 for side in material.batch.shape[2:]))
     fine, patches, vectors = in_chunks(features, material.batch, progress, "features")
+    copies = turned_copies(features, material, options, progress, patches=1)
     keep = at_map_size(material.keep, *fine.shape[2:])
-    gaussian, gaussian_maps = patch_gaussian.learned_gaussians(fine, material.fold, keep, options.seed, progress)
-    memory, memory_maps = patch_memory.learned_memory(patches, material, keep, options, progress)
+    gaussian, gaussian_maps = patch_gaussian.learned_gaussians(
+        fine, material.fold, keep, options.seed, progress, copies=copies[0]
+    )
+    memory, memory_maps = patch_memory.learned_memory(patches, material, keep, options, progress, copies=copies[1])
     count = patch_memory.top_count(keep)
     parts = torch.stack(  # (n, 3)
         [
             patch_memory.top_mean(memory_maps, count),
             patch_memory.top_mean(gaussian_maps, count),
-            held_out_residuals(vectors, material.fold),
+            held_out_residuals(vectors, material.fold, copies[2]),
         ],
         dim=1,
     )
     maps = (memory_maps + gaussian_maps) / 2.0
-    module = PatchLayout(features, (memory, gaussian, Layout(vectors)), Weighing.of(parts))
+    module = PatchLayout(features, (memory, gaussian, Layout(torch.cat([vectors, copies[2]]))), Weighing.of(parts))
     return Learned(
         module=module.eval(),
         held_out=np.arange(len(maps)),
         good_scores=held_out_scores(parts, material.fold).double().numpy(),
         good_peaks=maps.flatten(1).amax(1).double().numpy(),
         good_maps=maps[:, 0].numpy(),
+        decided=_decided(len(copies[0]), options),
     )
+
+
+def _decided(copies: int, options: Options) -> tuple[str, ...]:
+    why = "as asked" if options.turned == "on" else "the parts lie at any angle"
+    return (f"learnt from {copies} turned copies of the good images: {why}",) if copies else ()
 
 
 class PatchLayout(nn.Module):

@@ -41,7 +41,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     features = Features(options)
     embedded = in_chunks(features, material.batch, progress, "features")[0]  # (n, D, h', w')
     keep = at_map_size(material.keep, *embedded.shape[2:])
-    module, maps = learned_memory(embedded, material, keep, options, progress)
+    module, maps = learned_memory(embedded, material, keep, options, progress, copies=embedded[:0])
     module.features = features
     return Learned(
         module=module.eval(),
@@ -53,16 +53,22 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
 
 
 def learned_memory(
-    embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress
+    embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress, *, copies: Tensor
 ) -> tuple[PatchMemory, Tensor]:
-    """Return (detector without a backbone, held-out maps (n, 1, h', w')) of features (n, D, h', w')."""
+    """Return (detector without a backbone, held-out maps (n, 1, h', w')) of features (n, D, h', w').
+
+    copies: features of turned copies to remember too, (0, D, h', w') where parts lie still; with them all places are
+    judged alike.
+    """
+    alike = len(copies) > 0
     mean = embedded.mean(dim=(0, 2, 3))
     scale = 1.0 / (embedded.std(dim=(0, 2, 3)) + 1e-3)
-    embedded = (embedded - mean[:, None, None]) * scale[:, None, None]
-    distances = held_out_distances(embedded, material, keep, options, progress)  # (n, 1, h', w')
-    memory = coreset(patches(embedded, keep), options.memory_entries, options.seed, progress)
-    module = PatchMemory((mean, scale), memory, moments(distances), keep)
-    return module, standardised_folds(distances, material.fold) * keep
+    embedded, copies = ((seen - mean[:, None, None]) * scale[:, None, None] for seen in (embedded, copies))
+    distances = held_out_distances(embedded, material, keep, options, progress, copies=copies)  # (n, 1, h', w')
+    found = torch.cat([patches(seen, keep) for seen in (embedded, copies)])
+    memory = coreset(found, options.memory_entries, options.seed, progress)
+    module = PatchMemory((mean, scale), memory, moments(distances, alike=alike), keep)
+    return module, standardised_folds(distances, material.fold, alike=alike) * keep
 
 
 class PatchMemory(nn.Module):
@@ -164,14 +170,16 @@ def coreset(found: Tensor, entries: int, seed: int, progress: Progress) -> Tenso
 
 
 def held_out_distances(
-    embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress
+    embedded: Tensor, material: Material, keep: Tensor, options: Options, progress: Progress, *, copies: Tensor
 ) -> Tensor:
-    """Return (n, 1, h', w'): each image's distances to a memory of the other folds' patches."""
+    """Return (n, 1, h', w'): each image's distances to a memory of the other folds' patches, turned ones among them."""
+    copies_fold = np.tile(material.fold, len(copies) // len(embedded))
     distances = torch.empty(len(embedded), 1, *embedded.shape[2:])
     fold_count = int(material.fold.max()) + 1
     for k in range(fold_count):
-        others, held_out = embedded[material.fold != k], np.flatnonzero(material.fold == k)
-        memory = coreset(patches(others, keep), options.memory_entries, options.seed, _silent)
+        held_out = np.flatnonzero(material.fold == k)
+        others = [patches(embedded[material.fold != k], keep), patches(copies[copies_fold != k], keep)]
+        memory = coreset(torch.cat(others), options.memory_entries, options.seed, _silent)
         squared = (memory * memory).sum(1)
         for index in held_out:
             distances[index] = nearest_distance(embedded[index : index + 1], memory.T, squared)[0]
@@ -179,23 +187,27 @@ def held_out_distances(
     return distances
 
 
-def standardised_folds(distances: Tensor, fold: NDArray[np.int64]) -> Tensor:
+def standardised_folds(distances: Tensor, fold: NDArray[np.int64], *, alike: bool = False) -> Tensor:
     """Return maps (n, 1, h', w') in the order of distances: each fold standardised by the others, then smoothed."""
     maps = torch.empty_like(distances)
     for k in range(int(fold.max()) + 1):
-        usual, spread = moments(distances[fold != k])
+        usual, spread = moments(distances[fold != k], alike=alike)
         maps[fold == k] = smoothed((distances[fold == k] - usual) / spread)
     return maps
 
 
-def moments(distances: Tensor, odd: float = ODD) -> tuple[Tensor, Tensor]:
+def moments(distances: Tensor, odd: float = ODD, *, alike: bool = False) -> tuple[Tensor, Tensor]:
     """Return (usual, spread), each (1, 1, h', w'): mean and deviation over images, shared among 5x5 neighbours.
 
     At each place the highest share `odd` of the images is left out, rounded up, but never all: a defective part among
-    the good ones, or a single odd one, would otherwise widen what passes there.
+    the good ones, or a single odd one, would otherwise widen what passes there. alike: all places share one mean and
+    deviation, as suits parts at any angle.
     """
     kept = max(1, len(distances) - math.ceil(odd * len(distances)))
     usually = distances.sort(0).values[:kept]
+    if alike:
+        shape = distances[:1]
+        return torch.full_like(shape, float(usually.mean())), torch.full_like(shape, float(usually.std()) + 1e-6)
     usual = _shared(usually.mean(0, keepdim=True))
     spread = _shared(usually.var(0, correction=0, keepdim=True)).sqrt()
     return usual, spread + FLOOR * spread.mean() + 1e-6

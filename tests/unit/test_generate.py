@@ -1,0 +1,98 @@
+"""Pictures from a recipe's own graph, and the check that tells copies and garbage from new parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from calibration.errors import InputError
+from calibration.images import read_image
+from trainer.catalogue import Ignoring, Reconstruction
+from trainer.export import export_graph
+from trainer.generate import checked, distances, generated, neighbourhood, write_pictures
+from trainer.learning import Options
+from trainer.reconstructors.dcgan import Dcgan
+from trainer.reconstructors.gan_training import Adversaries, down
+from trainer.scorers.residual import Residual
+
+SIZE = torch.Size((3, 32, 32))
+CHANCE = np.random.default_rng(0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What `generated` reads of a recipe."""
+
+    graph: bytes
+    detector: str = "dcgan+residual"
+    product: str = "flange"
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_the_pictures_are_the_generators(resize: bool) -> None:
+    torch.manual_seed(0)
+    options = Options(latent=4, inversion_steps=1, resize=resize)
+    encoder = down(SIZE, 4, normalise=True)
+    network = Dcgan(Adversaries(SIZE, options).eval(), encoder, SIZE, options).eval().requires_grad_(False)
+    keep = torch.ones(32, 32)
+    keep[:8] = 0.0
+    detector = Reconstruction(network, Residual(keep))
+    module = nn.Sequential(Ignoring(keep, torch.full(SIZE, 0.5)), detector).eval()
+    part = Part(export_graph(module, np.zeros((1, *SIZE), np.float32)))
+    pictures = generated(part, 3, seed=7, progress=silent)
+    chance = np.random.default_rng(7)
+    for picture in pictures:
+        z = torch.from_numpy(chance.standard_normal((1, 4)).astype(np.float32))
+        np.testing.assert_allclose(picture, network.pictures(z)[0].numpy(), atol=1e-5)
+
+
+def test_a_recipe_without_a_generator_is_refused() -> None:
+    with pytest.raises(InputError, match="of vae holds no generator"):
+        generated(Part(b"", "vae"), 3, seed=0, progress=silent)
+
+
+def good_images() -> np.ndarray:
+    return (0.5 + 0.1 * CHANCE.standard_normal((20, 1, 8, 8))).astype(np.float32)
+
+
+def test_copies_and_strangers_are_counted() -> None:
+    good = good_images()
+    pictures = np.concatenate([good[:3] + 1e-4, good_images()[:4], np.ones((2, 1, 8, 8), np.float32)])
+    found = checked(pictures, good)
+    assert (found.copies, found.strangers) == (3, 2)
+    assert "3 copies, 2 unlike any good part" in str(found)
+
+
+def test_distances_are_root_mean_squares() -> None:
+    one, other = good_images()[:4], good_images()[:5]
+    expected = np.sqrt(((one[:, None] - other[None]) ** 2).mean((2, 3, 4)))
+    np.testing.assert_allclose(distances(one, other), expected, rtol=1e-5)
+
+
+def test_too_few_good_images_to_compare_with_are_refused() -> None:
+    with pytest.raises(InputError, match="need at least 3"):
+        checked(good_images(), good_images()[:2])
+
+
+def test_the_neighbourhood_shows_good_images_in_blue_and_pictures_in_red() -> None:
+    canvas = neighbourhood(good_images()[:6], good_images()[:6], seed=0).astype(int)
+    bluish, reddish = canvas[..., 0] - canvas[..., 2], canvas[..., 2] - canvas[..., 0]
+    assert (bluish > 80).sum() > 20
+    assert (reddish > 80).sum() > 20
+
+
+def test_pictures_are_written_as_images_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    pictures = CHANCE.random((2, 3, 8, 8)).astype(np.float32)
+    paths = write_pictures(tmp_path / "new", pictures)
+    np.testing.assert_allclose(read_image(paths[1]) / 255.0, pictures[1].transpose(1, 2, 0), atol=0.5 / 255 + 1e-6)
+    with pytest.raises(InputError, match="not empty"):
+        write_pictures(tmp_path / "new", pictures)

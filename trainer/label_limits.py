@@ -1,0 +1,123 @@
+"""Score thresholds where there are labelled defects, beside the one that rests on good parts alone.
+
+A threshold from labels fits the defects that were shown. The statement of how many good parts it rejects is kept: it is
+read off the good parts that were scored unseen, as for the conformal threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.thresholds import Thresholds, rate_upper_bound
+from trainer.errors import TrainingError
+from trainer.labels import LEARNT, labelled
+from trainer.learning import Learned, Material, in_chunks
+
+GOOD_ONLY = "false_reject_rate"
+FEWEST_SCORES = 2  # of either kind: below it no normal can be fitted
+
+
+def check_labels(material: Material, rule: str, detector: str) -> None:
+    """Raise TrainingError before the training if what needs labels has none, or a type has too few images."""
+    if rule != GOOD_ONLY:
+        labelled(material, f"the threshold {rule}")
+    if detector.endswith("+siamese") and material.defects is not None:
+        labelled(material, "siamese")
+
+
+def with_labels(thresholds: Thresholds, learned: Learned, material: Material, rule: str) -> Thresholds:
+    """Return the thresholds with the score's found by this rule; the conformal ones as they are for GOOD_ONLY.
+
+    Defects that the detector learnt from are left out. Raises TrainingError if labels are missing, or good and
+    defective scores cannot be told apart.
+    """
+    if rule == GOOD_ONLY:
+        return thresholds
+    defects = labelled(material, f"the threshold {rule}")
+    unseen = defects.fold == 1 if learned.learnt_defects == LEARNT else np.ones(len(defects), dtype=bool)
+    images = defects.batch[np.flatnonzero(unseen)]
+    scores = in_chunks(learned.module, images, lambda *_: None, rule, size=1)[1].double().numpy()
+    limit = RULES[rule](learned.good_scores, scores)
+    good = np.sort(learned.good_scores)
+    passed = int(np.searchsorted(good, limit, side="right"))
+    if passed == 0:
+        raise TrainingError(
+            f"{rule} gives {limit:.4g}, below every good part's score: the defects score no higher than good parts; "
+            "choose another detector or leave out --threshold"
+        )
+    rate = 1.0 - passed / (len(good) + 1)
+    return replace(
+        thresholds,
+        score=float(limit),
+        false_reject_rate=rate,
+        rate_upper_bound=rate_upper_bound(len(good), rate),
+        fitted_on=f"{thresholds.fitted_on}; score: {rule} with {len(scores)} defective images",
+    )
+
+
+def normal_intersection(good: NDArray[np.float64], defective: NDArray[np.float64]) -> float:
+    """Return the score at which normals fitted to good and to defective scores are equally high.
+
+    good: (n,), defective: (m,), each at least 2 and not all equal. Of two crossings the one between the means counts.
+    Raises TrainingError if the defective mean is not above the good one.
+    Source: paper 000, sec. 3.2.1 and 4.5, fig. 17: both densities weigh the same, however many images there are.
+    """
+    (a, s), (b, t) = fitted_normal(good, "good"), fitted_normal(defective, "defective")
+    if b <= a:
+        raise TrainingError(
+            f"defective images score {b:.4g} on average, good ones {a:.4g}: no threshold can lie between them; "
+            "choose another detector"
+        )
+    # log densities are equal where ((x - a) / s)^2 / 2 + log s = ((x - b) / t)^2 / 2 + log t
+    square, linear = 1 / s**2 - 1 / t**2, -2 * (a / s**2 - b / t**2)
+    constant = a**2 / s**2 - b**2 / t**2 + 2 * math.log(s / t)
+    if abs(square) < 1e-12 * (1 / s**2 + 1 / t**2):
+        return -constant / linear
+    root = math.sqrt(max(0.0, linear**2 - 4 * square * constant))
+    crossings = sorted(((-linear - root) / (2 * square), (-linear + root) / (2 * square)))
+    between = [x for x in crossings if a <= x <= b]
+    return between[0] if between else min(crossings, key=lambda x: abs(x - (a + b) / 2))
+
+
+def best_f1(good: NDArray[np.float64], defective: NDArray[np.float64]) -> float:
+    """Return the score above which to reject for the highest F1 on these images; half-way between two scores.
+
+    It is fitted to the very images that it is judged on: for tables, not for production.
+    """
+    _enough(good, "good")
+    _enough(defective, "defective")
+    scores = np.unique(np.concatenate([good, defective]))
+    limits = np.concatenate([[np.nextafter(scores[0], -np.inf)], (scores[:-1] + scores[1:]) / 2])
+    caught = len(defective) - np.searchsorted(np.sort(defective), limits, side="right")
+    wrong = len(good) - np.searchsorted(np.sort(good), limits, side="right")
+    f1 = 2 * caught / (len(defective) + caught + wrong)
+    return float(limits[len(f1) - 1 - int(np.argmax(f1[::-1]))])  # of equal ones the highest: fewest good rejected
+
+
+def fitted_normal(scores: NDArray[np.float64], kind: str) -> tuple[float, float]:
+    """Return (mean, standard deviation) of scores (n,). Raises TrainingError if there are too few or all are equal."""
+    _enough(scores, kind)
+    deviation = float(np.std(scores, ddof=1))
+    if deviation == 0.0:
+        raise TrainingError(
+            f"all {len(scores)} {kind} images score {scores[0]:.4g}: no normal can be fitted; add images"
+        )
+    return float(np.mean(scores)), deviation
+
+
+def _enough(scores: NDArray[np.float64], kind: str) -> None:
+    if len(scores) < FEWEST_SCORES:
+        raise TrainingError(f"{len(scores)} {kind} image scored unseen, need at least {FEWEST_SCORES}: add images")
+    if not np.isfinite(scores).all():
+        raise TrainingError(f"a {kind} image's score is not a finite number: check the images")
+
+
+RULES: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]] = {
+    "normal_intersection": normal_intersection,
+    "best_f1": best_f1,
+}

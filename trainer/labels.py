@@ -1,0 +1,79 @@
+"""Defective images that a user has labelled: which there are, whether they suffice, which are kept apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calibration.errors import NotRegistered
+from trainer.data import Item, types_of
+from trainer.errors import TrainingError
+from trainer.learning import Defects, Material
+
+FOLDS = 5
+FEWEST_OF_A_TYPE = 2  # one to learn from, one to see whether it was learnt
+LEARNT, SYNTHETIC = "labels", "synthetic"  # Learned.learnt_defects
+FOLD_ORDER = (2, 1, 0, 3, 4)  # of a type's images: the first is learnt from, the second never
+
+
+def counted(labels: Iterable[str]) -> dict[str, int]:
+    """Return how many images show each type, by name; a part with two types counts for both."""
+    return dict(sorted(Counter(kind for label in labels for kind in types_of(label)).items()))
+
+
+def defect_folds(labels: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold 0..count-1 of each image, every type spread over the folds as evenly as it goes.
+
+    The first of a type falls into fold 2, the second into fold 1: two images suffice to learn and to be measured.
+    """
+    generator = np.random.default_rng(seed)
+    order = [fold for fold in FOLD_ORDER if fold < count]
+    chosen = np.zeros(len(labels), dtype=np.int64)
+    for label in sorted(set(labels)):
+        places = np.flatnonzero(np.array(labels) == label)
+        for rank, place in enumerate(generator.permutation(places)):
+            chosen[place] = order[rank % len(order)]
+    return chosen
+
+
+def prepared_defects(
+    items: Sequence[Item], prepare: Callable[[Item], NDArray[np.float32]], seed: int
+) -> tuple[Defects | None, list[str]]:
+    """Return the defects as the detector sees them, None without any, and notes on those that cannot be registered.
+
+    prepare: gives one image (C, h, w). Raises InputError naming the first file that cannot be used.
+    """
+    images, labels, missing = [], [], []
+    for item in items:
+        try:
+            images.append(prepare(item))
+            labels.append(item.label)
+        except NotRegistered as error:
+            missing.append(f"{item.name} ({error})")
+    notes = []
+    if missing:
+        notes.append(f"{len(missing)} of {len(items)} labelled defects could not be registered: {missing[0]}")
+    if not images:
+        return None, notes
+    return Defects(torch.from_numpy(np.stack(images)), tuple(labels), defect_folds(labels, FOLDS, seed)), notes
+
+
+def labelled(material: Material, method: str) -> Defects:
+    """Return the labelled defects. Raises TrainingError if there are none, or a type has too few images."""
+    defects = material.defects
+    if defects is None or len(defects) == 0:
+        raise TrainingError(
+            f"{method} needs labelled defects, none found: put defective images into train/DEFECT beside "
+            "train/good, or choose a detector that needs none"
+        )
+    for kind, n in counted(defects.labels).items():
+        if n < FEWEST_OF_A_TYPE:
+            raise TrainingError(
+                f"defect type {kind!r} has {n} image, need at least {FEWEST_OF_A_TYPE}, better 20: add images to "
+                f"train/{kind}, or take the folder away"
+            )
+    return defects

@@ -1,0 +1,225 @@
+"""One candidate of a race, in a process of its own: fit on four fifths of the good images, measure on the rest.
+
+    python -m trainer.race_heat HEAT.json        (`race` writes that file; nobody types this)
+
+What a detector is worth is asked of good images that it never saw and of synthetic defects made from these; where the
+data have labelled test images, of these too. What it costs is the whole path from a frame in memory to a score.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from calibration.errors import BadFrame, NotRegistered, TaktsightError
+from calibration.preprocess import prepare
+from calibration.recipe import Recipe
+from trainer.data import GOOD, Dataset, Item, Pictures, folds, read_dataset
+from trainer.evaluate import scored_images
+from trainer.export import ReferenceRuntime
+from trainer.fit import FitRequest, fit, pixels_of
+from trainer.learning import Options
+from trainer.synthetic import synthetic_defects
+
+FOLDS = 5  # one of them judges
+FAULTS = 100  # synthetic defects
+WARM_UP, FRAMES = 5, 60  # of the latency
+THREADS = 2
+
+Engine = Callable[[NDArray[np.float32]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """What one candidate is asked; its digest tells whether an older answer still holds."""
+
+    data: str
+    stamp: str  # of the images: an answer about others does not hold
+    detector: str
+    height: int
+    width: int
+    registration: str
+    overkill: float  # share of good parts rejected at which escape is counted
+    seed: int
+    epochs: int | None  # None: the default of the options
+    weights: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it. Shares are 0..1; None where the data cannot say."""
+
+    failed: str = ""  # why there is no recipe; the figures below are then worth nothing
+    synthetic_auroc: float | None = None  # unseen good images against synthetic defects
+    synthetic_escape: float | None = None  # synthetic defects below the score that `overkill` of these good ones reach
+    auroc: float | None = None  # of the labelled test images
+    escape: float | None = None  # labelled defects below the score that `overkill` of the good test images reach
+    p50_ms: float | None = None  # frame to score: registration, preparation, engine
+    p99_ms: float | None = None
+    engine: str = ""
+    fit_s: float | None = None
+    memory_mib: float | None = None  # the process's peak while it learnt
+    recipe_mb: float | None = None
+
+
+def main() -> int:
+    """Run the heat that is written in the file, and write the answer beside it."""
+    file = Path(sys.argv[1])
+    heat = Heat(**json.loads(file.read_text(encoding="utf-8"))["heat"])
+    try:
+        result = run(heat, file.with_suffix(".recipe"))
+    except TaktsightError as error:
+        result = Result(failed=str(error))
+    answer = {"heat": asdict(heat), "result": asdict(result)}
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(file)
+    return 0
+
+
+def run(heat: Heat, scratch: Path) -> Result:
+    """Return what the candidate is worth and costs. scratch: beside it a training may leave its checkpoint."""
+    dataset = read_dataset(Path(heat.data))
+    learn, judge = split(dataset.good, heat.seed)
+    started_s = time.monotonic()
+    fitted = fit(replace(dataset, good=tuple(learn), test=()), fit_request(heat, scratch), lambda *_: None)
+    fit_s = time.monotonic() - started_s
+    recipe = fitted.recipe
+    pictures = Pictures(dataset.photometric)
+    good, faults = _judged(recipe, judge, pictures, heat)
+    synthetic_auroc, synthetic_escape = figures(good, faults, heat.overkill)
+    auroc, escape = _labelled(recipe, dataset, pictures, heat)
+    engine, name = _engine(recipe.graph)
+    times_ms = _times_ms(recipe, engine, judge, pictures)
+    return Result(
+        synthetic_auroc=synthetic_auroc,
+        synthetic_escape=synthetic_escape,
+        auroc=auroc,
+        escape=escape,
+        p50_ms=float(np.percentile(times_ms, 50)),
+        p99_ms=float(np.percentile(times_ms, 99)),
+        engine=name,
+        fit_s=fit_s,
+        memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        recipe_mb=len(recipe.graph) / 1e6,
+    )
+
+
+def fit_request(heat: Heat, recipe: Path) -> FitRequest:
+    """Return what `fit` is asked for this candidate."""
+    options = Options(seed=heat.seed, weights=Path(heat.weights) if heat.weights else None)
+    if heat.epochs is not None:
+        options = replace(options, epochs=heat.epochs)
+    return FitRequest(
+        recipe=recipe,
+        detector=heat.detector,
+        height=heat.height,
+        width=heat.width,
+        registration=heat.registration,
+        options=options,
+    )
+
+
+def split(items: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
+    """Return (images to learn from, images to judge by); images of one part stay together."""
+    fold = folds(items, min(FOLDS, len({item.part_id or item.name for item in items})), seed)
+    return (
+        [item for item, k in zip(items, fold, strict=True) if k != 0],
+        [item for item, k in zip(items, fold, strict=True) if k == 0],
+    )
+
+
+def figures(
+    good: NDArray[np.float64], defective: NDArray[np.float64], overkill: float
+) -> tuple[float | None, float | None]:
+    """Return (AUROC, escape where a share `overkill` of the good parts is rejected); None without both kinds.
+
+    good, defective: scores (n,), inf for a part without verdict: it never passes.
+    """
+    if not len(good) or not len(defective):
+        return None, None
+    truth = np.concatenate([np.zeros(len(good)), np.ones(len(defective))])
+    scores = np.concatenate([good, defective])
+    finite = scores[np.isfinite(scores)]
+    scores = np.where(np.isfinite(scores), scores, finite.max(initial=0.0) + 1.0)
+    threshold = np.quantile(scores[: len(good)], 1.0 - overkill, method="higher")
+    passed = np.isfinite(defective) & (defective <= threshold)
+    return float(roc_auc_score(truth, scores)), float(np.mean(passed))
+
+
+def _judged(
+    recipe: Recipe, items: Sequence[Item], pictures: Pictures, heat: Heat
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the scores of unseen good images, and of synthetic defects on them."""
+    runtime = ReferenceRuntime(recipe.graph)
+    batches, scores = [], []
+    for item in items:
+        pixels, depth = pixels_of(item, pictures, recipe.view)
+        try:
+            batches.append(prepare(pixels, depth, recipe.view, recipe.reference).batch)
+        except (NotRegistered, BadFrame):
+            scores.append(np.inf)  # a good part without a verdict is overkill
+            continue
+        scores.append(runtime(batches[-1])[1])
+    if not batches:
+        return np.array(scores), np.empty(0)
+    keep = torch.ones(heat.height, heat.width)
+    faulty, _ = synthetic_defects(torch.from_numpy(np.concatenate(batches)), keep, FAULTS, heat.seed)
+    return np.array(scores), np.array([runtime(image[None].numpy())[1] for image in faulty])
+
+
+def _labelled(recipe: Recipe, dataset: Dataset, pictures: Pictures, heat: Heat) -> tuple[float | None, float | None]:
+    images = scored_images(recipe, dataset.test, pictures, lambda *_: None)
+    scores = np.array([np.inf if image.score is None else image.score for image in images])
+    good = np.array([image.label == GOOD for image in images], dtype=bool)
+    return figures(scores[good], scores[~good], heat.overkill)
+
+
+def _times_ms(recipe: Recipe, engine: Engine, items: Sequence[Item], pictures: Pictures) -> list[float]:
+    """Return how long a frame takes to its score, each image in turn."""
+    frames = [pixels_of(item, pictures, recipe.view) for item in items]
+    times_ms = []
+    for number in range(WARM_UP + FRAMES):
+        pixels, depth = frames[number % len(frames)]
+        started_ns = time.perf_counter_ns()
+        try:
+            engine(prepare(pixels, depth, recipe.view, recipe.reference).batch)
+        except (NotRegistered, BadFrame):
+            continue
+        if number >= WARM_UP:
+            times_ms.append((time.perf_counter_ns() - started_ns) / 1e6)
+    return times_ms or [float("inf")]
+
+
+def _engine(graph: bytes) -> tuple[Engine, str]:
+    """Return what runs the graph beside a line without a GPU: OpenVINO where it is installed, else ONNX Runtime."""
+    try:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # nobody outside is told
+        import openvino  # noqa: PLC0415 an extra
+    except ImportError:
+        return ReferenceRuntime(graph), ReferenceRuntime.name
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": THREADS,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+    }
+    request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
+    return lambda batch: request.infer({"image": batch}, share_inputs=True), f"openvino f32, {THREADS} threads"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

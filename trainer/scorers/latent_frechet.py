@@ -1,0 +1,70 @@
+"""latent_frechet: the Frechet distance between the normal of good codes and that of this image's codes.
+
+Source: paper 001, sec. III-D, tables I, II; Dowson & Landau 1982: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). The
+paper takes it between sets of images: `frechet_distance`. One image has several codes too: of its patches (patch_ae,
+kde_ae), or found from several starts (dcgan). Readings chosen: a code counts as its difference from the usual code of
+its place or start, since what is usual in one place need not be in another; an image has fewer codes than they have
+dimensions, too few for a covariance: the score adds the distances along the principal axes of the good codes. That is
+the distance itself where both normals have the same axes, and never more than it. Map: the residual.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainer.learning import Material, Options, Progress
+from trainer.scorers.residual import Residual
+
+
+def fit(network: nn.Module, material: Material, learn: Tensor, options: Options, progress: Progress) -> nn.Module:
+    """Return the scorer with the moments of the codes of material.batch[learn]."""
+    del options
+    codes = []
+    with torch.inference_mode():
+        for done, index in enumerate(learn.tolist(), 1):
+            codes.append(network.latents(material.batch[index][None])[0])  # type: ignore[operator]
+            progress("codes", done, len(learn))
+    return LatentFrechet(network, torch.stack(codes).clone(), material.keep)
+
+
+class LatentFrechet(nn.Module):
+    """image, reconstruction (N, C, h, w), latent -> anomaly_map (N, 1, h, w), score (N,) in the code's unit squared."""
+
+    def __init__(self, network: nn.Module, codes: Tensor, keep: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.residual = Residual(keep)
+        usual = codes.mean(0)  # codes (n, m, d): of n images
+        levels, axes = torch.linalg.eigh(moments((codes - usual).flatten(0, 1))[1])
+        self.register_buffer("usual", usual)  # (m, d)
+        self.register_buffer("axes", axes.float())  # (d, d)
+        self.register_buffer("deviations", levels.clamp_min(0.0).sqrt().float())  # (d,)
+
+    def forward(self, image: Tensor, reconstruction: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (anomaly_map, score)."""
+        anomaly_map, _ = self.residual(image, reconstruction, latent)
+        return anomaly_map, self.distance(self.network.latents(image))  # type: ignore[operator]
+
+    def distance(self, codes: Tensor) -> Tensor:
+        """Return (N,) of codes (N, m, d)."""
+        along = (codes - self.usual) @ self.axes
+        mean = along.mean(1)
+        variances = (along - mean[:, None]).square().sum(1) / max(1, codes.shape[1] - 1)
+        return (mean.square() + (torch.sqrt(variances) - self.deviations).square()).sum(1)
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Return the squared Frechet distance between the normals fitted to two sets of codes (n, d), (m, d)."""
+    (mean, covariance), (other_mean, other_covariance) = moments(first), moments(second)
+    levels, axes = torch.linalg.eigh(covariance)
+    root = (axes * levels.clamp_min(0.0).sqrt()) @ axes.T
+    shared = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0.0).sqrt().sum()
+    spread = covariance.trace() + other_covariance.trace() - 2.0 * shared
+    return float((mean - other_mean).square().sum() + spread)
+
+
+def moments(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean (d,) and covariance (d, d) of codes (n, d), in float64."""
+    values = codes.double()
+    return values.mean(0), torch.cov(values.T).reshape(codes.shape[1], codes.shape[1])

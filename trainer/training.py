@@ -1,0 +1,215 @@
+"""The loop that every network is trained in: a checkpoint after each epoch, resumed, stopped when it gains no more."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import TrainingError
+from trainer.learning import Material, Options, Progress
+
+BATCH = 16
+PATIENCE = 20
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One training, or one of several that follow each other."""
+
+    name: str  # in the checkpoint, and what the user sees
+    network: nn.Module
+    optimisers: tuple[torch.optim.Optimizer, ...]
+    train_epoch: Callable[[int], None]  # called with 0, 1, ..; may raise TrainingError
+    loss: Callable[[], float] | None  # on images that are not learnt from; None: the last epoch is the best
+    patience: int = PATIENCE
+    after: tuple[str, ...] = ()  # stages before this one, which stay in the checkpoint
+
+
+@dataclass(slots=True)
+class _State:
+    """Where a training stands, so that it can stop early or go on after a crash."""
+
+    epoch: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+
+
+def train(stage: Stage, material: Material, options: Options, progress: Progress) -> None:
+    """Leave stage.network as it was in the epoch with the least loss, without gradients, on the CPU.
+
+    Leaves a checkpoint after every epoch and goes on from it when material.resume is set.
+    Raises TrainingError if the loss is not finite.
+    """
+    state, best, others = _State(), _copied(stage.network), _others(stage, material)
+    if material.resume:
+        best = _resumed(stage, material, state) or best
+    patience = options.patience or stage.patience
+    while state.epoch < options.epochs and (stage.loss is None or state.epoch - state.best_epoch < patience):
+        stage.network.train()
+        stage.train_epoch(state.epoch)
+        state.epoch += 1
+        if stage.loss is not None:
+            best = _judged(stage, stage.loss, state, best)
+        _save(stage, material, state, best, others)
+        progress(_told(stage, state), state.epoch, options.epochs)
+    progress(_told(stage, state), options.epochs, options.epochs)
+    if stage.loss is not None:
+        stage.network.load_state_dict(best)
+    stage.network.cpu().eval().requires_grad_(False)
+
+
+def learnt(
+    name: str,
+    network: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    images: tuple[Tensor, Tensor],
+    options: Options,
+    *,
+    patience: int = PATIENCE,
+) -> Stage:
+    """Return the stage of a network whose mean loss(batch) Adam lowers. images: to learn from, to decide with."""
+    learn, unseen = images
+    enough(learn, name)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+
+    def train_epoch(epoch: int) -> None:
+        for batch in batches(learn, seeded(options, epoch)):
+            value = loss(batch)
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+
+    return Stage(
+        name=name,
+        network=network,
+        optimisers=(optimiser,),
+        train_epoch=train_epoch,
+        loss=lambda: mean_loss(loss, network, unseen),
+        patience=patience,
+    )
+
+
+def seeded(options: Options, epoch: int) -> torch.Generator:
+    """Return an epoch's own source of chance; networks that draw by themselves get the same from torch."""
+    torch.manual_seed(options.seed * 100_003 + epoch)
+    return torch.Generator().manual_seed(options.seed * 100_003 + epoch)
+
+
+def batches(images: Tensor, generator: torch.Generator, fewest: int = 1) -> Iterator[Tensor]:
+    """Yield images (n, ..) in random order, 16 at a time; a last one alone is left for the next epoch.
+
+    fewest: the images are gone through again until there are that many batches.
+    """
+    count = 0
+    while count < fewest:
+        for chosen in torch.randperm(len(images), generator=generator).split(BATCH):
+            if len(chosen) > 1:  # batch normalisation needs two
+                count += 1
+                yield images[chosen.to(images.device)]
+
+
+def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard normal noise of a tensor's shape, the same on every device."""
+    return torch.randn(like.shape, generator=generator).to(like.device)
+
+
+def falling(epoch: int, options: Options) -> float:
+    """Return 1 at the first epoch, falling to 0 at half of all epochs and staying there."""
+    return max(0.0, 1.0 - 2.0 * epoch / options.epochs)
+
+
+def mean_loss(loss: Callable[[Tensor], Tensor], network: nn.Module, images: Tensor) -> float:
+    """Return the mean of loss(batch) over the images, the network as it will run, the same chance every time."""
+    network.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return sum(float(loss(part)) * len(part) for part in images.split(BATCH)) / len(images)
+
+
+def enough(images: Tensor, what: str) -> None:
+    """Raise TrainingError if there are too few images for one batch, or if one of them holds no number."""
+    if len(images) < 2:
+        raise TrainingError(
+            f"{len(images)} good image left for the {what} to learn from, need at least 2, better 50: capture more"
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise TrainingError(f"the {what} was given images that hold NaN or infinity: see which with --registration off")
+
+
+def _judged(stage: Stage, measure: Callable[[], float], state: _State, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    loss = measure()
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"{stage.name}: the loss became {loss} in epoch {state.epoch}: check the images, nothing was exported"
+        )
+    if loss >= state.best_loss:
+        return best
+    state.best_loss, state.best_epoch = loss, state.epoch
+    return _copied(stage.network)
+
+
+def _told(stage: Stage, state: _State) -> str:
+    return stage.name if stage.loss is None else f"{stage.name}, loss {state.best_loss:.4g}"
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def _save(
+    stage: Stage, material: Material, state: _State, best: dict[str, Tensor], others: dict[str, dict[str, Any]]
+) -> None:
+    """Write the checkpoint in one step, so that an interrupt leaves the last whole one."""
+    temporary = material.checkpoint.with_suffix(".tmp")
+    own = {
+        "network": stage.network.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in stage.optimisers],
+        "best": best if stage.loss is not None else {},
+        "state": (state.epoch, state.best_loss, state.best_epoch),
+    }
+    torch.save({**others, stage.name: own}, temporary)
+    temporary.replace(material.checkpoint)
+
+
+def _stored(material: Material) -> dict[str, dict[str, Any]]:
+    if not material.checkpoint.is_file():
+        return {}
+    if not zipfile.is_zipfile(material.checkpoint):
+        raise TrainingError(f"{material.checkpoint}: no checkpoint: start without --resume")
+    try:
+        stored: dict[str, dict[str, Any]] = torch.load(material.checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(f"{material.checkpoint}: unreadable ({error}): start without --resume") from error
+    return stored
+
+
+def _others(stage: Stage, material: Material) -> dict[str, dict[str, Any]]:
+    """Return what the stages before this one left."""
+    if not stage.after:
+        return {}
+    stored = _stored(material)
+    return {name: stored[name] for name in stage.after if name in stored}
+
+
+def _resumed(stage: Stage, material: Material, state: _State) -> dict[str, Tensor] | None:
+    """Bring everything to where the checkpoint stands and return the best weights so far; None without a checkpoint."""
+    stored = _stored(material)
+    if not stored or (stage.after and stage.name not in stored):
+        return None
+    try:
+        own = stored[stage.name]
+        stage.network.load_state_dict(own["network"])
+        for optimiser, values in zip(stage.optimisers, own["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+        state.epoch, state.best_loss, state.best_epoch = own["state"]
+        best: dict[str, Tensor] = own["best"]
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise TrainingError(f"{material.checkpoint}: of another training ({error}): start without --resume") from error
+    return best
