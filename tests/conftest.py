@@ -1,6 +1,10 @@
 import gc
+import signal
 
 import pytest
+
+# A shell that starts the tests with `&` ignores SIGINT, and so would every program that they interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):

@@ -39,6 +39,21 @@ def held_out_images(result: FitResult) -> list[ScoredImage]:
     ]
 
 
+def left_out_images(result: FitResult) -> list[ScoredImage]:
+    """Return the good images that were left out of a training, worst first."""
+    return [
+        ScoredImage(
+            suspect.item.name,
+            GOOD,
+            suspect.score,
+            reason="left out of the training",
+            anomaly_map=suspect.anomaly_map,
+            view=_channels_last(suspect.picture),
+        )
+        for suspect in result.suspects
+    ]
+
+
 def _scored(recipe: Recipe, runtime: ReferenceRuntime, item: Item, pictures: Pictures) -> ScoredImage:
     try:
         complaint = _complaint(recipe, item, pictures)

@@ -9,13 +9,14 @@ from calibration.chart import number
 from trainer.figures import photo_panels
 from trainer.metrics import ScoredImage
 
-# Strips shown at most, 60 in all.
+# Strips shown at most, 72 in all.
 MOST_ESCAPES = 16
 MOST_FALSE_ALARMS = 12
 MOST_DETECTIONS = 18
 MOST_DETECTIONS_PER_TYPE = 3
 MOST_HARDEST_GOOD = 6
 MOST_WITHOUT_VERDICT = 8
+MOST_SUSPECTS = 12
 MOST_FIRST_LOOKS = 24  # where there are good parts only
 
 PANEL_SIDES_PX = (640, 512, 384, 320, 256, 192, 128)  # the largest at which all pictures fit
@@ -58,14 +59,21 @@ class _Choice:
     n: int
 
 
-def evaluation_galleries(images: Sequence[ScoredImage], threshold: float, map_threshold: float) -> tuple[Gallery, ...]:
-    """Return the galleries of a test with good and defective parts, empty ones left out."""
-    return _drawn(_choices(images, threshold), threshold, map_threshold)
+def evaluation_galleries(
+    images: Sequence[ScoredImage], threshold: float, map_threshold: float, suspects: Sequence[ScoredImage] = ()
+) -> tuple[Gallery, ...]:
+    """Return the galleries of a test with good and defective parts, empty ones left out.
+
+    suspects: good images that were left out of the training, worst first; they come before all.
+    """
+    return _drawn([_suspect_choice(suspects), *_choices(images, threshold)], threshold, map_threshold)
 
 
-def first_looks(images: Sequence[ScoredImage], threshold: float, map_threshold: float) -> tuple[Gallery, ...]:
+def first_looks(
+    images: Sequence[ScoredImage], threshold: float, map_threshold: float, suspects: Sequence[ScoredImage] = ()
+) -> tuple[Gallery, ...]:
     """Return the galleries of good parts only: those with the highest scores, and those without a verdict."""
-    return _drawn(_first_choices(images), threshold, map_threshold)
+    return _drawn([_suspect_choice(suspects), *_first_choices(images)], threshold, map_threshold)
 
 
 def _diverted(image: ScoredImage, threshold: float) -> bool:
@@ -138,6 +146,16 @@ def _first_choices(images: Sequence[ScoredImage]) -> list[_Choice]:
     ]
 
 
+def _suspect_choice(suspects: Sequence[ScoredImage]) -> _Choice:
+    return _Choice(
+        "Good images that were left out: are they defective?",
+        "They score as no good part does, so nothing was learnt from them. Take defective ones out of the folder; "
+        "where all are good, fit again with --keep-suspects.",
+        tuple(suspects[:MOST_SUSPECTS]),
+        len(suspects),
+    )
+
+
 def _silent_choice(images: Sequence[ScoredImage]) -> _Choice:
     seen = tuple(image for image in images if image.score is None and image.view is not None)
     return _Choice(
@@ -191,6 +209,8 @@ def _strip(image: ScoredImage, panels: tuple[str, str], threshold: float, map_th
 def _judgement(image: ScoredImage, threshold: float) -> tuple[str, str]:
     """Return what happened to the part in words, and its tone."""
     outcome = image.outcome(threshold)
+    if image.reason and image.score is not None:
+        return image.reason, "unknown"
     if outcome == "no_verdict":
         return f"no verdict: {image.reason or 'no reason given'}", "unknown"
     if image.defective:

@@ -33,7 +33,7 @@ class ScoredImage:
     name: str  # such as "test/crack/017.png"
     label: str  # "good" or the defect type's folder name; "crack+stain" has both
     score: float | None  # None: no verdict (not registered, unreadable)
-    reason: str = ""  # why there is no verdict
+    reason: str = ""  # why there is no verdict, or why the image counts for nothing
     anomaly_map: NDArray[np.float32] | None = None  # (h, w)
     mask: NDArray[np.bool_] | None = None  # (h, w) true defect in the map's view, any size; None: unknown
     view: NDArray[np.float32] | None = None  # (h, w) or (h, w, 3) reflectance 0..1, the picture the detector saw

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jinja2
+from rich import box
 from rich.table import Table
 
 from calibration.chart import number, round_numbers
@@ -22,15 +23,14 @@ LEAST_ERROR, MOST_ERROR = 1e-3, 0.7  # 1 - AUROC; what is better or worse stands
 
 def table_of(entries: Sequence[Entry], order: Sequence[Entry], takt_ms: float) -> Table:
     """Return the candidates, best first, then the too slow and the failed ones."""
-    table = Table(title="race", title_justify="left")
-    for heading in ("", "detector", "AUROC", "escape", "synthetic", "p50 ms", "p99 ms", "fit s", "MB", ""):
-        is_text = heading in {"detector", ""}
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=heading == "detector")
-    for place, entry in enumerate(order, 1):
-        table.add_row(str(place), entry.name, *_figures(entry), "")
-    for entry in entries:
-        if entry not in order:
-            table.add_row("", entry.name, *_figures(entry), why_out(entry, takt_ms))
+    table = Table(title="race", title_justify="left", box=box.SIMPLE)
+    for heading in ("", "detector", "AUROC", "escape", "synthetic", "p50 / p99 ms", ""):
+        table.add_column(heading, justify="left" if heading in {"detector", ""} else "right", no_wrap=True)
+    for entry in [*order, *(entry for entry in entries if entry not in order)]:
+        auroc, escape, synthetic, p50, p99, *_ = _figures(entry)
+        place = str(order.index(entry) + 1) if entry in order else ""
+        out = "failed" if entry.result.failed else "too slow" if entry.too_slow(takt_ms) else ""
+        table.add_row(place, entry.name, auroc, escape, synthetic, f"{p50} / {p99}", out)
     return table
 
 

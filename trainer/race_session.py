@@ -24,6 +24,9 @@ def run(request: race.RaceRequest, recipe: Path | None, ray: str | None) -> None
         entries = race.carried_out(asked, request.out, runner, progress)
     order = race.ranked(entries, request.takt_ms)
     console.print(race_page.table_of(entries, order, request.takt_ms))
+    for entry in entries:
+        if entry.result.failed:
+            note(f"{entry.name}: {entry.result.failed}")
     race_page.write_table(request.out / "race.csv", entries, order, request.takt_ms)
     page = request.out / "race.html"
     write_text(page, race_page.page(dataset.product, entries, order, request.takt_ms))

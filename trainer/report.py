@@ -76,12 +76,13 @@ def render_report(
     map_threshold: float,
     good_scores: NDArray[np.float64],
     inside: Insight | None = None,
+    suspects: Sequence[ScoredImage] = (),
 ) -> str:
     """Return the report as one HTML page without scripts or outside references; the same inputs give the same text.
 
     evaluation: of these images at this threshold; None where there are good parts only.
     map_threshold: map value drawn in yellow, above 0. good_scores: (n,) of the calibration parts, may be empty.
-    inside: what there is to show of the detector itself; None: nothing.
+    inside: what there is to show of the detector itself; None: nothing. suspects: good images that were left out.
 
     Raises InputError if a threshold, a score or a map is not finite.
     """
@@ -98,7 +99,7 @@ def render_report(
         chart=score_chart(_score_groups(evaluation, images, good_scores), threshold),
         curves=None if evaluation is None else ranking_curves(images, evaluation),
         further=() if evaluation is None else _further_figures(evaluation),
-        galleries=galleries(images, threshold, map_threshold),
+        galleries=galleries(images, threshold, map_threshold, suspects),
         scale_bar=scale_bar_uri(),
         n_caught=0 if evaluation is None else evaluation.n_defective - _n_escaped(evaluation),
         silent=silent[:MOST_LISTED],

@@ -15,7 +15,7 @@ from calibration.console import console, note, progress_bars, say
 from calibration.errors import InputError
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from trainer.data import Dataset, Pictures, read_dataset
-from trainer.evaluate import held_out_images, scored_images
+from trainer.evaluate import held_out_images, left_out_images, scored_images
 from trainer.fit import FitRequest, FitResult, fit
 from trainer.metrics import Evaluation, ScoredImage, evaluate
 from trainer.report import ReportFacts, render_report
@@ -79,7 +79,16 @@ def _finish(result: FitResult, dataset: Dataset, request: FitRequest, fit_s: flo
     }
     scores = result.good_scores.tolist()
     inside = insight(result.module, images, recipe.thresholds.score)
-    page = _report(recipe, evaluation, images, scores, result.notes, parity=str(result.parity), inside=inside)
+    page = _report(
+        recipe,
+        evaluation,
+        images,
+        scores,
+        result.notes,
+        parity=str(result.parity),
+        inside=inside,
+        suspects=left_out_images(result),
+    )
     recipe = replace(recipe, metrics=metrics, report=page)
     digest = write_recipe(request.recipe, recipe)
     report_file = request.recipe.with_name(f"{request.recipe.name}.html")
@@ -107,6 +116,7 @@ def _report(
     *,
     inside: Insight,
     parity: str = "",
+    suspects: Sequence[ScoredImage] = (),
 ) -> str:
     limits = recipe.thresholds
     view = recipe.view
@@ -137,6 +147,7 @@ def _report(
         map_threshold=limits.map,
         good_scores=np.asarray(good_scores, dtype=np.float64),
         inside=inside,
+        suspects=suspects,
     )
 
 

@@ -299,7 +299,10 @@ def test_an_interrupted_training_exits_130_and_leaves_no_recipe(tmp_path: Path) 
     while not checkpoint.exists() and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    try:
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130, output
     assert b"interrupted" in output
     assert b"Traceback" not in output

@@ -290,3 +290,26 @@ def test_a_figure_of_merit_is_never_rounded_to_one(value, text):
 def test_a_score_is_written_with_as_many_digits_as_tell_it_from_the_threshold():
     assert (number(0.71234), number(0.712340001, 0.71234)) == ("0.7123", "0.712340001")
     assert number(0.5, 0.5) == "0.5"
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_good_images_that_were_left_out_come_before_all_others(evaluated):
+    images = inspected_line() if evaluated else [part("good", n, 0.4) for n in range(6)]
+    left_out = part("good", 77, 5.0, reason="left out of the training")
+    evaluation = evaluate(images, THRESHOLD) if evaluated else None
+    page = render_report(
+        FACTS,
+        evaluation,
+        images,
+        threshold=THRESHOLD,
+        map_threshold=0.8,
+        good_scores=np.array([0.3, 0.5]),
+        suspects=[left_out],
+    )
+    shown = section(page, "Good images that were left out: are they defective?")
+    assert "test/good/077.png" in shown
+    assert "left out of the training" in shown
+    assert "rejected, though good" not in shown
+    first = min(page.index(f"<h2>{title}") for title in ("Good images that", "Look at these", "Defective parts that")
+                if f"<h2>{title}" in page)  # fmt: skip
+    assert page[first:].startswith("<h2>Good images that")
