@@ -96,7 +96,7 @@ def main() -> int:
     for case in chosen(arguments.cases):
         run = None
         if arguments.resume:
-            run = kept(case, out, arguments.takt_ms, count)
+            run = kept(case, out, arguments.takt_ms)
         run = run or carried_out(case, out, station_settings(out, arguments), count, arguments.nice)
         show(run, said)
         runs.append(run)
@@ -179,16 +179,15 @@ def carried_out(case: Case, out: Path, settings: dict[str, Any], count: int, nic
     return read_run(case, folder, settings["takt_ms"], settings["deadline_ms"], samples)
 
 
-def kept(case: Case, out: Path, takt_ms: float, count: int) -> Run | None:
-    """Return what an earlier run of the same length left of a case, if it came to its end."""
+def kept(case: Case, out: Path, takt_ms: float) -> Run | None:
+    """Return what an earlier run left of a case, if it came to its end, however long it was."""
     folder = out / case.file
     file = folder / "samples.csv"
     if not file.is_file():
         return None
     with file.open(newline="") as table:
         samples = [Sample(**{name: float(value) for name, value in row.items()}) for row in csv.DictReader(table)]
-    run = read_run(case, folder, takt_ms, 0.9 * takt_ms, samples)
-    return run if run.triggers == count else None
+    return read_run(case, folder, takt_ms, 0.9 * takt_ms, samples)
 
 
 def station_settings(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
