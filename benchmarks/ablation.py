@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from machine import describe
 from sklearn.metrics import roc_auc_score
+from tables import categories_in
 
 from calibration.preprocess import View
 from trainer.data import GOOD, Item, Pictures, read_dataset, survey
@@ -58,7 +59,7 @@ VARIANTS = (
 def main() -> int:
     arguments = parsed()
     print(describe())
-    categories = sorted(path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir())
+    categories = categories_in(arguments.data, None)
     table: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
     for category in categories:
         good, test, defective = features(arguments.data / category)

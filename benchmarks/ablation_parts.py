@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from machine import describe
 from sklearn.metrics import roc_auc_score
+from tables import categories_in
 
 from calibration.preprocess import View
 from trainer.data import GOOD, Dataset, Item, Pictures, folds, read_dataset, survey
@@ -33,9 +34,7 @@ SUMS = tuple(chosen for size in (1, 2, 3) for chosen in combinations(range(3), s
 def main() -> int:
     arguments = parsed()
     print(describe())
-    categories = arguments.categories or sorted(
-        path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir()
-    )
+    categories = categories_in(arguments.data, arguments.categories)
     table: dict[str, list[float]] = {"+".join(PARTS[part] for part in chosen): [] for chosen in SUMS}
     for category in categories:
         standardised, defective = scores(arguments.data / category, arguments.share, arguments.seed)

@@ -10,7 +10,6 @@ turned other parts than from other parts as they are. Runs in torch, without reg
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from ablation_parts import FOLDS, as_batch
 from machine import describe
 from sklearn.metrics import roc_auc_score
+from tables import categories_in, write_rows
 
 from trainer.data import GOOD, Dataset, folds, read_dataset
 from trainer.detectors import patch_layout, turned
@@ -45,9 +45,7 @@ class Row:
 def main() -> int:
     arguments = parsed()
     print(describe())
-    categories = arguments.categories or sorted(
-        path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir()
-    )
+    categories = categories_in(arguments.data, arguments.categories)
     rows = []
     for seed in range(arguments.seeds):
         for category in categories:
@@ -57,7 +55,7 @@ def main() -> int:
                 rows.append(measured(dataset, category, pose, count, seed=seed, entries=arguments.entries))
                 print("  ".join(f"{name} {value}" for name, value in asdict(rows[-1]).items()), flush=True)
                 if arguments.out is not None:
-                    write(arguments.out, rows)
+                    write_rows(arguments.out, [field.name for field in fields(Row)], [asdict(row) for row in rows])
     return 0
 
 
@@ -89,13 +87,6 @@ def ratio(material: Material, seed: int) -> float:
     """Return the strangeness of turned copies that `auto` decides by."""
     features = patch_layout.Features(Options(), 16, 16)
     return turned.strangeness_of(features, material, torch.Generator().manual_seed(seed), lambda *_: None, patches=1)
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def parsed() -> argparse.Namespace:

@@ -10,7 +10,6 @@ is the median of the engine alone, batch 1, 2 threads.
 from __future__ import annotations
 
 import argparse
-import csv
 import resource
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from machine import describe
+from tables import categories_in, write_rows
 
 from agent.engine import EngineSettings, open_engine
 from agent.pipeline import Pipeline
@@ -43,9 +43,7 @@ COLUMNS = (
 def main() -> int:
     arguments = parsed()
     print(describe())
-    categories = arguments.categories or sorted(
-        path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir()
-    )
+    categories = categories_in(arguments.data, arguments.categories)
     rows = []
     for category in categories:
         for detector in arguments.detectors:
@@ -57,10 +55,7 @@ def main() -> int:
             chosen = [row for row in rows if row["detector"] == detector and row["engine"].startswith(engine)]
             print(f"mean AUROC, {detector}, {engine}: {np.mean([row['auroc'] for row in chosen]):.4f}")
     if arguments.out is not None:
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(arguments.out, COLUMNS, rows)
         print(f"written: {arguments.out}")
     return 0
 

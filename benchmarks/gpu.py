@@ -11,7 +11,6 @@ largest difference. An engine that cannot be had is a line with its reason, not 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from latency import parts
 from machine import describe
+from tables import write_rows
 
 from agent.cuda import open_gpu
 from agent.engine import RUNTIMES, TOLERANCES, Engine, EngineSettings, load_engine
@@ -62,7 +62,7 @@ def main() -> int:
                     rows.append({"size": size, **row})
                     print("  ".join(f"{key} {rows[-1][key]}" for key in COLUMNS), flush=True)
                 if arguments.out is not None:
-                    write(arguments.out, rows)
+                    write_rows(arguments.out, COLUMNS, rows)
     return 0 if rows else 1
 
 
@@ -201,13 +201,6 @@ def _gpu_in_words() -> str:
     except TaktsightError as error:
         return f"none ({error})"
     return f"{facts.name}, compute capability {facts.compute_capability}, driver {facts.driver}, {facts.memory_mb} MB"
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def parsed() -> argparse.Namespace:

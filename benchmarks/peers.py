@@ -30,6 +30,7 @@ import numpy as np
 from machine import describe
 from peers_duel import duel
 from peers_table import row, tables, with_latency, write_csv
+from tables import categories_in
 
 from trainer.data import Dataset, read_dataset
 
@@ -44,9 +45,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "2"  # inherited by every process
     print(describe())
     python = None
-    categories = arguments.categories or sorted(
-        path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir()
-    )
+    categories = categories_in(arguments.data, arguments.categories)
     rows: list[dict] = []
     for category in categories:
         folder = arguments.out / category

@@ -11,7 +11,6 @@ half precision, and reckons inside them in float32.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from accuracy import frame_of, rounded, scored
 from machine import describe
+from tables import categories_in, write_rows
 
 from agent.parity import TOLERANCES, Difference, Wanted, difference
 from agent.pipeline import Pipeline
@@ -40,9 +40,7 @@ COLUMNS = (
 def main() -> int:
     arguments = parsed()
     print(describe())
-    categories = arguments.categories or sorted(
-        path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir()
-    )
+    categories = categories_in(arguments.data, arguments.categories)
     rows = []
     for category in categories:
         for detector in arguments.detectors:
@@ -50,7 +48,7 @@ def main() -> int:
                 rows.append(pool.submit(measure, arguments.data / category, detector, arguments.size).result())
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
             if arguments.out is not None:
-                write(arguments.out, rows)
+                write_rows(arguments.out, COLUMNS, rows)
     return 0
 
 
@@ -113,13 +111,6 @@ def compared(recipe: Recipe, dataset: Dataset) -> dict:
         "flips": int(np.sum([part.flips for part in found])),
         "flips_outside_band": int(np.sum([part.flips and not part.in_band for part in found])),
     }
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def parsed() -> argparse.Namespace:

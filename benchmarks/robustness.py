@@ -24,6 +24,7 @@ from ablation_parts import FOLDS, as_batch
 from machine import describe
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+from tables import categories_in
 
 from calibration.thresholds import strangers
 from trainer.catalogue import method
@@ -72,9 +73,7 @@ class Row:
 def main() -> int:
     arguments = parsed()
     print(describe())
-    categories = arguments.categories or sorted(
-        path.name for path in arguments.data.iterdir() if (path / "train" / "good").is_dir()
-    )
+    categories = categories_in(arguments.data, arguments.categories)
     rows = finished(arguments.out)
     done = {tuple(str(row[field.name]) for field in fields(Case)) for row in rows}
     for category in categories:

@@ -17,6 +17,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from node import apt_install
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -28,17 +29,8 @@ WANTED = "mosquitto is not installed: run `apt-get install mosquitto`, or put th
 def mosquitto_program() -> str:
     """Return the path of mosquitto, installed on the spot where we may; else skip, or fail on a CI machine."""
     program = _find_mosquitto()
-    if program is None and os.geteuid() == 0 and Path("/etc/debian_version").exists():
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", "mosquitto"]):
-            subprocess.run(
-                ["apt-get", "--quiet", *command],
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=300,
-                check=False,
-            )
+    if program is None:
+        apt_install("mosquitto")
         program = _find_mosquitto()
     if program is None and os.environ.get("CI") == "true":
         pytest.fail(WANTED)

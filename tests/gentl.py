@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from node import apt_install
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,17 +41,8 @@ def linecam_program() -> Path:
 
 
 def _build(target: str, *, needs_aravis: bool) -> None:
-    if not _tools_are_there(needs_aravis) and os.geteuid() == 0 and Path("/etc/debian_version").exists():
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-            subprocess.run(
-                ["apt-get", "--quiet", *command],
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=300,
-                check=False,
-            )
+    if not _tools_are_there(needs_aravis):
+        apt_install(*PACKAGES)
     if not _tools_are_there(needs_aravis):
         if os.environ.get("CI") == "true":
             pytest.fail(WANTED)

@@ -68,11 +68,17 @@ class ScriptedStation:
     """Publishes what it is told to store, in its own thread, until every consumer has acknowledged it.
 
     forget_on_puback: a row is gone when the broker has it, as without consumers. mischief: drop, repeat and turn round
-    what is sent first; what is sent again is in order.
+    what is sent first; what is sent again is in order. silent: say nothing before `speak`, not even a status.
     """
 
     def __init__(
-        self, port: int, root: str, *, consumers: tuple[str, ...] = ("mes",), mischief: int | None = None
+        self,
+        port: int,
+        root: str,
+        *,
+        consumers: tuple[str, ...] = ("mes",),
+        mischief: int | None = None,
+        silent: bool = False,
     ) -> None:
         self.root = root
         self.port = port
@@ -81,7 +87,7 @@ class ScriptedStation:
         self.acks: list[dict[str, Any]] = []
         self.commands: list[dict[str, Any]] = []
         self.reply: dict[str, Any] | None = None  # to every command, with its issuer and id
-        self.silent = False
+        self._silent = silent
         self._consumers = dict.fromkeys(consumers, 0)
         self._dice = None if mischief is None else random.Random(mischief)
         self._rows: dict[int, dict[str, Any]] = {}
@@ -113,6 +119,16 @@ class ScriptedStation:
     def last(self) -> int:
         """The highest seq so far."""
         return self._last
+
+    def hold_back(self) -> None:
+        """Publish nothing more, from when this returns until `speak`."""
+        with self._lock:
+            self._silent = True
+
+    def speak(self) -> None:
+        """Publish again."""
+        with self._lock:
+            self._silent = False
 
     def store(self, count: int, **changes: Any) -> None:
         """Decide over so many parts."""
@@ -163,7 +179,7 @@ class ScriptedStation:
     def _work(self) -> None:
         while not self._ends:
             with self._lock:
-                if self._is_up and not self.silent:
+                if self._is_up and not self._silent:
                     self._send()
             time.sleep(0.005)
 

@@ -27,7 +27,7 @@ from trainer.detectors import (
     vgg16,
 )
 from trainer.errors import TrainingError
-from trainer.learning import Learned, Material, Method, Options, Progress, in_chunks
+from trainer.learning import Learned, Material, Method, Options, Progress, held_out_judged
 from trainer.reconstructors import dcgan, kde_ae, noise_ae, patch_ae, vae
 from trainer.scorers import (
     anogan,
@@ -168,12 +168,5 @@ def _fit_pair(reconstructor: str, scorer: str, material: Material, options: Opti
     network = RECONSTRUCTORS[reconstructor](material, learn, validate, options, progress)
     scored = SCORERS[scorer](network, material, learn, options, progress)
     module = Reconstruction(network, scored).eval()
-    maps, scores = in_chunks(module, material.batch[held_out], progress, "held-out scores", size=1)
-    return Learned(
-        module=module,
-        held_out=held_out.numpy(),
-        good_scores=scores.double().numpy(),
-        good_peaks=maps.flatten(1).amax(1).double().numpy(),
-        good_maps=maps[:, 0].numpy(),
-        learnt_defects=getattr(scored, "learnt_defects", ""),
-    )
+    learnt = getattr(scored, "learnt_defects", "")
+    return held_out_judged(module, material.batch, held_out, progress, size=1, learnt_defects=learnt)

@@ -108,6 +108,21 @@ def at_map_size(keep: Tensor, height: int, width: int) -> Tensor:
     return cells
 
 
+def held_out_judged(
+    module: nn.Module, batch: Tensor, held_out: Tensor, progress: Progress, *, size: int = 8, learnt_defects: str = ""
+) -> Learned:
+    """Return the trained module with its answers on the images held_out (m,) of a batch, which it never saw."""
+    maps, scores = in_chunks(module, batch[held_out], progress, "held-out scores", size=size)
+    return Learned(
+        module=module.eval(),
+        held_out=held_out.numpy(),
+        good_scores=scores.double().numpy(),
+        good_peaks=maps.flatten(1).amax(1).double().numpy(),
+        good_maps=maps[:, 0].numpy(),
+        learnt_defects=learnt_defects,
+    )
+
+
 def in_chunks(module: nn.Module, batch: Tensor, progress: Progress, what: str, size: int = 8) -> list[Tensor]:
     """Return module's outputs for a long batch, each concatenated over its chunks; no gradients."""
     outputs: list[list[Tensor]] = []

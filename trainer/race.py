@@ -11,7 +11,6 @@ import json
 import math
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from trainer.fit import FitRequest
 from trainer.race_heat import Heat, Result, fit_request
 
 DEADLINE = 0.9  # of the takt: what station.yaml takes where it names no deadline
+DIED = "ended without an answer: see its log, and dmesg for memory; the next race asks it again"
 NEED_LABELS = ("cnn", "vgg16")
 Runner = Callable[[Sequence[list[str]]], Iterable[int]]
 """Runs commands, and yields the index of each as it ends."""
@@ -111,11 +111,9 @@ def carried_out(
     commands = [[sys.executable, "-m", "trainer.race_heat", str(_file(folder, heat))] for heat in open_heats]
     for index in runner(commands):
         heat = open_heats[index]
-        if _answer(folder, heat) is None:  # killed, for memory more often than not
-            _write(folder, heat, Result(failed="ended without an answer: see its log, and dmesg for memory"))
         done += 1
         progress(f"race, {heat.detector}", done, len(asked))
-    return [Entry(heat, answer) for heat in asked if (answer := _answer(folder, heat)) is not None]
+    return [Entry(heat, _answer(folder, heat) or Result(failed=DIED)) for heat in asked]
 
 
 def ranked(entries: Sequence[Entry], takt_ms: float) -> list[Entry]:
@@ -172,10 +170,3 @@ def _answer(folder: Path, heat: Heat) -> Result | None:
         return Result(**found["result"]) if found["heat"] == asdict(heat) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _write(folder: Path, heat: Heat, result: Result) -> None:
-    file = _file(folder, heat)
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as temporary:
-        json.dump({"heat": asdict(heat), "result": asdict(result)}, temporary, indent=1)
-    Path(temporary.name).replace(file)

@@ -124,8 +124,7 @@ def _report(
         "good images": str(recipe.training.get("good_images", "?")),
         "detector input": f"{view.width}x{view.height} px, {'colour' if view.colour else 'gray'}",
         "registration": str(recipe.training.get("registration", "?")),
-        "false reject rate": f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} "
-        f"with 95 % confidence (n = {limits.n_good})",
+        "false reject rate": f"{_rate(recipe)} (n = {limits.n_good})",
         "thresholds fitted on": limits.fitted_on,
     }
     noticed = recipe.training.get("condition_noticed")
@@ -151,6 +150,15 @@ def _report(
     )
 
 
+def _rate(recipe: Recipe) -> str:
+    """Return the promise about good parts; what was left out counts as good in the bound, and not in the average."""
+    limits, left_out = recipe.thresholds, len(recipe.training.get("left_out", ()))
+    counted = f", the {left_out} left out counted as good" if left_out else ""
+    return (
+        f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} with 95 % confidence{counted}"
+    )
+
+
 def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRequest, fit_s: float) -> None:
     limits = recipe.thresholds
     table = Table(show_header=False, title=f"{recipe.product}: {recipe.detector}", title_justify="left")
@@ -164,7 +172,7 @@ def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRe
     table.add_row("threshold", f"{limits.score:.4g}, {source} {limits.n_good} good parts scored unseen")
     table.add_row(
         "good parts rejected",
-        f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} with 95 % confidence",
+        _rate(recipe),
     )
     console.print(table)
 

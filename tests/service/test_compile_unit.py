@@ -3,11 +3,10 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.service.test_units import SYSTEMD, analyzer
+from tests.service.test_units import SYSTEMD, analyzer, show_systemds_units
 
 TEMPLATE, UNIT = "taktsight-compile@.service", "taktsight-compile@cell7.service"
 AGENT = (SYSTEMD / "taktsight-agent@.service").read_text()
@@ -17,12 +16,7 @@ OURS = (SYSTEMD / TEMPLATE).read_text()
 @pytest.fixture
 def root(tmp_path):
     """A root folder with systemd's own units, ours, and a program where the units want one."""
-    units = next(
-        (path for path in map(Path, ("/usr/lib/systemd/system", "/lib/systemd/system")) if path.exists()), None
-    )
-    if units is None:
-        pytest.skip("systemd's own units are not installed")
-    shutil.copytree(units, tmp_path / "usr/lib/systemd/system", symlinks=True)
+    show_systemds_units(tmp_path)
     ours, program = tmp_path / "etc/systemd/system", tmp_path / "opt/taktsight/bin/taktsight-agent"
     ours.mkdir(parents=True)
     for template in (TEMPLATE, "taktsight-agent@.service"):

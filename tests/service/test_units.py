@@ -33,15 +33,20 @@ def analyzer():
     return program
 
 
-@pytest.fixture
-def root(tmp_path):
-    """A root folder with systemd's own units, ours, and a program where the unit wants one."""
+def show_systemds_units(root):
+    """Copy systemd's own units into a root folder, so that ours can name them."""
     units = next(
         (path for path in map(Path, ("/usr/lib/systemd/system", "/lib/systemd/system")) if path.exists()), None
     )
     if units is None:
         pytest.skip("systemd's own units are not installed")
-    shutil.copytree(units, tmp_path / "usr/lib/systemd/system", symlinks=True)
+    shutil.copytree(units, root / "usr/lib/systemd/system", symlinks=True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A root folder with systemd's own units, ours, and a program where the unit wants one."""
+    show_systemds_units(tmp_path)
     ours = tmp_path / "etc/systemd/system"
     (ours / f"{TEMPLATE}.d").mkdir(parents=True)
     shutil.copy(SYSTEMD / TEMPLATE, ours)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer.classifier import Examples, evidence, labelled_split, split, train_classifier
 from trainer.labels import LEARNT
-from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
+from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks
 
 DEPTH, FILTERS, HIDDEN = 5, 16, 128
 LEARNING_RATE = 1e-3
@@ -33,15 +33,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     examples = Examples(material.batch[learn], defects[0]), Examples(material.batch[validate], defects[1])
     train_classifier("cnn", network, examples, optimiser, (material, options, progress))
     network.learn_usual(material.batch[learn], progress)
-    maps, scores = in_chunks(network, material.batch[held_out], progress, "held-out scores")
-    return Learned(
-        module=network.eval(),
-        held_out=held_out.numpy(),
-        good_scores=scores.double().numpy(),
-        good_peaks=maps.flatten(1).amax(1).double().numpy(),
-        good_maps=maps[:, 0].numpy(),
-        learnt_defects=LEARNT,
-    )
+    return held_out_judged(network, material.batch, held_out, progress, learnt_defects=LEARNT)
 
 
 class Cnn(nn.Module):

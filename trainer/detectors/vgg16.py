@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.classifier import Examples, evidence, labelled_split, split, train_classifier
 from trainer.labels import LEARNT
-from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
+from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks
 from trainer.trunks import Channels, Trunk, trunk, usual_channels
 
 LEARNING_RATE = 1e-4
@@ -43,15 +43,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     )
     examples = Examples(cached[0], cached[1]), Examples(cached[2], cached[3])
     train_classifier("vgg16", network, examples, optimiser, (material, options, progress))
-    maps, scores = in_chunks(network, material.batch[held_out], progress, "held-out scores")
-    return Learned(
-        module=network.eval(),
-        held_out=held_out.numpy(),
-        good_scores=scores.double().numpy(),
-        good_peaks=maps.flatten(1).amax(1).double().numpy(),
-        good_maps=maps[:, 0].numpy(),
-        learnt_defects=LEARNT,
-    )
+    return held_out_judged(network, material.batch, held_out, progress, learnt_defects=LEARNT)
 
 
 class Activation(nn.Module):
