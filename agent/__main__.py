@@ -12,24 +12,24 @@ from typing import Any
 import click
 from rich.table import Table
 
-from agent.camera_command import camera_commands
+from agent.cameras.command import camera_commands
 from agent.config import read_station
-from agent.doctor_command import doctor_command
-from agent.engine import KINDS, TOLERANCES, EngineSettings, open_engine
-from agent.engine_command import compile_command, selftest_command
+from agent.doctor.command import doctor_command
+from agent.engines.command import compile_command, selftest_command
+from agent.engines.engine import KINDS, TOLERANCES, EngineSettings, open_engine
 from agent.errors import EndOfFrames, StorageError
-from agent.inspection import Inspection
-from agent.install_command import install_command, uninstall_command
+from agent.health.top import top_command
+from agent.install.command import install_command, uninstall_command
 from agent.journal import log_to_journal
-from agent.mqtt_client import MqttSettings
+from agent.line.inspection import Inspection
+from agent.line.pipeline import Pipeline
+from agent.line.tally import KEPT_LATENCIES, Tally
+from agent.mqtt.client import MqttSettings
 from agent.notify import supervisor
-from agent.outbox_command import show_commands, show_outbox
-from agent.pipeline import Pipeline
-from agent.recipes_command import audit_command, recipes_commands
+from agent.outbox.command import show_commands, show_outbox
+from agent.recipes.command import audit_command, recipes_commands
 from agent.replay import part_score, replay, replay_items, write_heatmap
-from agent.shift_report import write_shift_report
-from agent.tally import KEPT_LATENCIES, Tally
-from agent.top import top_command
+from agent.shift.report import write_shift_report
 from agent.verdict import Verdict
 from agent.watch import watch
 from calibration.console import EXIT_CODES, console, latency_table, note, progress_bars, run_command, say

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from agent.command_log import Entry
+from agent.commands.log import Entry
 from agent.errors import StorageError
 from agent.ownership import give_to_owner_of, make_folder
 from calibration.recipe import Recipe

@@ -7,25 +7,25 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.archive import ArchiveSettings
-from agent.beat import Beat
-from agent.camera import Camera
-from agent.camera_folder import FolderCamera
-from agent.camera_genicam import GenicamCamera
-from agent.camera_simulated import SimulatedCamera
-from agent.changeover import ChangeoverSettings
-from agent.command_message import COMMANDS
-from agent.engine import KINDS, RUNTIMES, TENSORRT, TOLERANCES, EngineSettings
-from agent.genicam_settings import GenicamSettings, read_genicam
-from agent.health import HealthSettings, read_health_settings
-from agent.messages import LINE_ACTION_FOR_POLICY
-from agent.mqtt_client import MqttSettings
-from agent.outbox import OutboxSettings
-from agent.output_settings import OutputSettings, read_output
-from agent.realtime import RealtimeSettings
-from agent.simulation import LineSettings, SimulatedLine
-from agent.sparkplug import SparkplugSettings
-from agent.trust import Trust
+from agent.cameras.camera import Camera
+from agent.cameras.folder import FolderCamera
+from agent.cameras.genicam import GenicamCamera
+from agent.cameras.genicam_settings import GenicamSettings, read_genicam
+from agent.cameras.simulated import SimulatedCamera
+from agent.commands.message import COMMANDS
+from agent.engines.engine import KINDS, RUNTIMES, TENSORRT, TOLERANCES, EngineSettings
+from agent.health.health import HealthSettings, read_health_settings
+from agent.line.beat import Beat
+from agent.line.realtime import RealtimeSettings
+from agent.mqtt.client import MqttSettings
+from agent.outbox.outbox import OutboxSettings
+from agent.outputs.settings import OutputSettings, read_output
+from agent.publishing.archive import ArchiveSettings
+from agent.publishing.messages import LINE_ACTION_FOR_POLICY
+from agent.recipes.changeover import ChangeoverSettings
+from agent.recipes.trust import Trust
+from agent.simulation.line import LineSettings, SimulatedLine
+from agent.sparkplug.messages import SparkplugSettings
 from calibration.errors import InputError, SettingsError
 from calibration.images import image_files
 from calibration.photometric import Photometric, read_photometric

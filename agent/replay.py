@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agent.pipeline import Pipeline
+from agent.line.pipeline import Pipeline
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import InputError
 from calibration.frame import Frame

@@ -70,7 +70,7 @@ class Verdict:
     condition: Condition | None = None  # light and focus of the frame; None where none could be looked at
     anomaly_map: NDArray[np.float32] | None = None  # (h', w'), the recipe's units
     picture: NDArray[np.float32] | None = None  # (h, w) or (h, w, 3) reflectance: what the detector saw
-    cut: tuple[str, ...] = ()  # stages that were left out to be in time: `agent.budget`
+    cut: tuple[str, ...] = ()  # stages that were left out to be in time: `agent.line.budget`
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # what each stage took, in order
     latency_ms: float | None = None  # trigger to decision, filled in by the loop
     decided_ns: int | None = None  # time.monotonic_ns() of the decision, filled in by the loop

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.errors import BrokerError
-from agent.messages import VERDICT_SCHEMA
-from agent.mqtt_client import MqttSettings, begin_connecting, build_client
+from agent.mqtt.client import MqttSettings, begin_connecting, build_client
+from agent.publishing.messages import VERDICT_SCHEMA
 
 MAX_KEPT = 10_000  # verdicts remembered, for the result and against duplicates
 MAX_CAUSE_CHARACTERS = 60

@@ -22,8 +22,8 @@ import numpy as np
 from machine import describe
 from tables import categories_in, write_rows
 
-from agent.engine import EngineSettings, open_engine
-from agent.pipeline import Pipeline
+from agent.engines.engine import EngineSettings, open_engine
+from agent.line.pipeline import Pipeline
 from agent.verdict import Verdict
 from calibration.frame import Frame
 from calibration.images import read_image

@@ -53,9 +53,9 @@ from deadline_programs import PATIENCE_S, TOPIC, broker, ended_with, hogs, sampl
 from latency import learnt_in_a_process
 from machine import describe
 
-from agent.engine import EngineSettings, open_engine
-from agent.pipeline import Pipeline
-from agent.simulation import LineSettings, SimulatedLine
+from agent.engines.engine import EngineSettings, open_engine
+from agent.line.pipeline import Pipeline
+from agent.simulation.line import LineSettings, SimulatedLine
 from calibration.frame import Frame
 from calibration.recipe import read_recipe
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.pipeline import STAGES
+from agent.line.pipeline import STAGES
 
 PATH = "trigger to verdict"
 NOT_LOOKED_AT = ("late", "frame_lost", "overrun")  # reasons that say nothing of the part
@@ -167,7 +167,7 @@ def _overhead_ms(stage_ms: dict[str, float]) -> float:
 
 
 def lateness_ms(run: Run) -> NDArray[np.float64]:
-    """Return how late each trigger was given, after the beat that `agent.loop` keeps; the most punctual counts as 0."""
+    """Return how late each trigger was given, after the beat of `agent.line.loop`; the most punctual counts as 0."""
     given = sorted(one["monotonicMs"] - one["latencyMs"] for one in run.verdicts)
     late, due = [], given[0]
     for moment, following in zip(given, [*given[1:], 0.0], strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deadline_figures import Sample
 
-from agent.health import memory_bytes
+from agent.health.health import memory_bytes
 
 TOPIC = "acme/plant1/hall2/line3/cell7"
 PATIENCE_S = 120.0  # for an agent to start, to end, and for the MES to have it all

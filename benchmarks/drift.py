@@ -3,7 +3,7 @@
     python benchmarks/drift.py [--parts 20000] [--stations 200] [--out FILE]
 
 Good scores are drawn from four distributions. Each station has a calibration of its own: median, deviation and
-threshold come from as many good scores as the row says, so their errors are in the figures. `agent.drift.Drift` sees
+threshold come from as many good scores as the row says, so their errors are in the figures. `agent.health.drift` sees
 what passes. A change moves all scores by so many true deviations; the delay counts rejected parts, too.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from machine import describe
 from numpy.typing import NDArray
 
-from agent.drift import ALLOWANCE, CLIP, LEAST_ALLOWANCE, LIMIT, WEIGHT, Drift
+from agent.health.drift import ALLOWANCE, CLIP, LEAST_ALLOWANCE, LIMIT, WEIGHT, Drift
 from calibration.thresholds import reject_threshold, smallest_rate
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]

@@ -24,12 +24,12 @@ from latency import parts
 from machine import describe
 from tables import write_rows
 
-from agent.cuda import open_gpu
-from agent.engine import RUNTIMES, TOLERANCES, Engine, EngineSettings, load_engine
-from agent.engine_build import load_runtime, plan_for
-from agent.parity import examined
-from agent.pipeline import Pipeline
-from agent.simulation import LineSettings, SimulatedLine
+from agent.engines.build import load_runtime, plan_for
+from agent.engines.cuda import open_gpu
+from agent.engines.engine import RUNTIMES, TOLERANCES, Engine, EngineSettings, load_engine
+from agent.engines.parity import examined
+from agent.line.pipeline import Pipeline
+from agent.simulation.line import LineSettings, SimulatedLine
 from calibration.errors import TaktsightError
 from calibration.frame import Frame
 from calibration.recipe import Recipe, read_recipe, write_recipe

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from machine import describe
 
-from agent.engine import EngineSettings, open_engine
-from agent.pipeline import Pipeline
-from agent.simulation import LineSettings, SimulatedLine
+from agent.engines.engine import EngineSettings, open_engine
+from agent.line.pipeline import Pipeline
+from agent.simulation.line import LineSettings, SimulatedLine
 from calibration.frame import Frame
 from calibration.recipe import Recipe, read_recipe
 

@@ -29,9 +29,9 @@ import numpy as np
 from machine import describe
 
 from agent.clock import StationClock
-from agent.messages import HeatmapPayload, Origin, heatmap_payload, new_id, verdict_message
-from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
-from agent.outbox import Outbox, OutboxSettings
+from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import HeatmapPayload, Origin, heatmap_payload, new_id, verdict_message
 from agent.verdict import Outcome, Reason, Region, Verdict
 
 ROOT = "acme/plant1/hall2/line3/cell7"

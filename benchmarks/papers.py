@@ -26,7 +26,7 @@ from machine import describe
 from papers_cells import TYPES, Cell, as_in_paper, cells
 from papers_page import page
 
-from agent.engine import EngineSettings, open_engine
+from agent.engines.engine import EngineSettings, open_engine
 from calibration.errors import TaktsightError
 from calibration.recipe import Recipe
 from trainer.data import GOOD, Dataset, Pictures, read_dataset

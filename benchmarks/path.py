@@ -166,7 +166,7 @@ def now() -> NDArray[np.float64]:
 
 def engine_call(path: Path) -> Callable[[], object]:
     """Return one inference of the recipe's own test image."""
-    from agent.engine import EngineSettings, open_engine
+    from agent.engines.engine import EngineSettings, open_engine
     from calibration.recipe import read_recipe
 
     recipe = read_recipe(path)

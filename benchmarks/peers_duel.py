@@ -15,8 +15,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from agent.engine import EngineSettings, open_engine
-from agent.pipeline import Pipeline
+from agent.engines.engine import EngineSettings, open_engine
+from agent.line.pipeline import Pipeline
 from calibration.frame import Frame
 from calibration.images import read_image
 from calibration.preprocess import prepare

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from agent.engine import EngineSettings, open_engine
-from agent.pipeline import Pipeline
+from agent.engines.engine import EngineSettings, open_engine
+from agent.line.pipeline import Pipeline
 from calibration.frame import Frame
 from calibration.preprocess import prepare
 from calibration.recipe import Recipe, read_recipe, write_recipe

@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py --data ../shared/data --out benchmarks/results/precision.csv
 
-One row per category. score_error and map_error are the largest over all test images, relative as in agent/parity.py:
-to the answer or the threshold, whichever is larger. flips: parts on the other side of the recipe's threshold, in all
-and outside the grey band of the f16 tolerance. On a CPU ONNX Runtime rounds weights and what passes between layers to
-half precision, and reckons inside them in float32.
+One row per category. score_error and map_error are the largest over all test images, relative to the answer or the
+threshold, whichever is larger (agent/engines/parity.py). flips: parts on the other side of the recipe's threshold, in
+all and outside the grey band of the f16 tolerance. On a CPU ONNX Runtime rounds weights and what passes between layers
+to half precision, and reckons inside them in float32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from accuracy import frame_of, rounded, scored
 from machine import describe
 from tables import categories_in, write_rows
 
-from agent.parity import TOLERANCES, Difference, Wanted, difference
-from agent.pipeline import Pipeline
+from agent.engines.parity import TOLERANCES, Difference, Wanted, difference
+from agent.line.pipeline import Pipeline
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from trainer.data import Dataset, read_dataset
 from trainer.export import ReferenceRuntime

@@ -21,8 +21,8 @@ from typing import Any
 from rich.table import Table
 
 from agent.config import read_station
-from agent.mqtt_client import MqttSettings
-from agent.simulation import PartPlan, SimulatedLine
+from agent.mqtt.client import MqttSettings
+from agent.simulation.line import PartPlan, SimulatedLine
 from agent.watch import watch
 from calibration.console import console, latency_table, say
 

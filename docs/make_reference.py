@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import agent.config
-from agent.command_message import COMMANDS
+from agent.commands.message import COMMANDS
 from calibration.errors import TaktsightError
 from calibration.settings import REQUIRED, Section
 

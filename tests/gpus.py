@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from recipes import BLOCK, tiny_answer
 
-from agent.cuda import PycudaGpu
+from agent.engines.cuda import PycudaGpu
 
 SHAPES = {"image": (1, 1, 32, 32), "anomaly_map": (1, 1, 32 // BLOCK, 32 // BLOCK), "score": (1,)}
 

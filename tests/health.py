@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.health import Health
+from agent.health.health import Health
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.condition import Condition
 from calibration.registration import Registration

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import read_station
-from agent.doctor_finding import Finding
-from agent.doctor_machine import Account, Case, Disk, Machine
+from agent.doctor.finding import Finding
+from agent.doctor.machine import Account, Case, Disk, Machine
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 AGENT = Account("taktsight", 990, 990, (990,))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from agent.clock import Stamp
-from agent.messages import HeatmapPayload, Origin, heatmap_payload, new_id, verdict_message
-from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
-from agent.outbox import Outbox, OutboxSettings
-from agent.publisher import OnCommand, Undelivered
+from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import HeatmapPayload, Origin, heatmap_payload, new_id, verdict_message
+from agent.publishing.publisher import OnCommand, Undelivered
 from agent.verdict import Outcome, Reason, Verdict
 
 ROOT = "acme/plant1/hall2/line3/cell7"

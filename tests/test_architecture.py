@@ -221,7 +221,7 @@ def test_no_path_of_a_developers_machine_is_left_in_the_sources():
     [
         ("import torch.nn", ["torch.nn"]),
         ("def f():\n    from trainer.fit import fit", ["trainer.fit"]),
-        ("import importlib\nimportlib.import_module('agent.loop')", ["importlib", "agent.loop"]),
+        ("import importlib\nimportlib.import_module('agent.line.loop')", ["importlib", "agent.line.loop"]),
         ("from . import x", ["."]),
     ],
 )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agent.clock import Stamp
-from agent.messages import HeatmapPayload, Origin, numbered, verdict_message
+from agent.publishing.messages import HeatmapPayload, Origin, numbered, verdict_message
 from agent.verdict import Verdict
 
 EPOCH = "00112233aabb"

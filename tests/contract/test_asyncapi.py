@@ -5,11 +5,11 @@ import json
 import pytest
 import yaml
 
-from agent.commands import COMMANDS
-from agent.messages import heatmap_topic
-from agent.mqtt_client import MqttSettings
-from agent.mqtt_link import MOST_INCOMING_BYTES, client_id
-from agent.outgoing import HEATMAP_EXPIRY_S
+from agent.commands.commands import COMMANDS
+from agent.mqtt.client import MqttSettings
+from agent.mqtt.link import MOST_INCOMING_BYTES, client_id
+from agent.outbox.outgoing import HEATMAP_EXPIRY_S
+from agent.publishing.messages import heatmap_topic
 from tests.node import run_node
 from tests.schemas import INTERFACE, closed, faults, sample, schema
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tiny_detectors import SIDE, covering, material_of, options_for, silent, textured_parts
 
-from agent.engine import ENGINES, EngineSettings
+from agent.engines.engine import ENGINES, EngineSettings
 from trainer.catalogue import detector_names, method
 from trainer.errors import ParityError, TrainingError
 from trainer.export import ReferenceRuntime, checked_parity, export_graph

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agent.parity import TOLERANCES, examined
+from agent.engines.parity import TOLERANCES, examined
 from calibration.recipe import read_recipe, write_recipe
 from tests.contract.test_fit import learnt
 from trainer.export import ReferenceRuntime, answers_of

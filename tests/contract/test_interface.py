@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from agent.clock import Stamp
-from agent.messages import (
+from agent.publishing.messages import (
     LINE_ACTION_FOR_POLICY,
     STATES,
     Alarm,

@@ -9,14 +9,14 @@ import pytest
 from taktsight_subscribe.messages import ack_payload
 
 from agent.clock import Stamp
-from agent.command_log import CommandLog
-from agent.commands import COMMANDS, Change, Commands, MemoryOperations
-from agent.delivery import Ack, Delivery, read_ack
-from agent.delivery_report import StatusBoard
-from agent.messages import Alarm, HeatmapPayload, Origin, encode, status_message, verdict_message
-from agent.mqtt_client import MqttSettings
-from agent.outbox import Outbox, OutboxSettings
-from agent.sparkplug import SparkplugSettings
+from agent.commands.commands import COMMANDS, Change, Commands, MemoryOperations
+from agent.commands.log import CommandLog
+from agent.mqtt.client import MqttSettings
+from agent.mqtt.delivery import Ack, Delivery, read_ack
+from agent.mqtt.delivery_report import StatusBoard
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import Alarm, HeatmapPayload, Origin, encode, status_message, verdict_message
+from agent.sparkplug.messages import SparkplugSettings
 from agent.verdict import Outcome, Reason, Region, Verdict
 from calibration.condition import Condition
 from calibration.registration import Registration

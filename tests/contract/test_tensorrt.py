@@ -14,7 +14,7 @@ import pytest
 from recipes import tiny_graph, tiny_recipe
 from tiny_detectors import SIDE, covering, material_of, options_for, silent, textured_parts
 
-from agent.engine_build import Network, built, layer_counts, load_runtime, parsed
+from agent.engines.build import Network, built, layer_counts, load_runtime, parsed
 from agent.errors import EngineError
 from trainer.catalogue import method
 from trainer.export import answers_of, export_graph

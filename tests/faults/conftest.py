@@ -7,10 +7,10 @@ from broker import Mosquitto
 @pytest.fixture
 def impatience(monkeypatch):
     """Tries a lost connection again after 0.1 s, and says at once what changed, so that the tests are soon over."""
-    monkeypatch.setattr("agent.courier.RECONNECT_MIN_S", 0.1)
-    monkeypatch.setattr("agent.courier.RECONNECT_MAX_S", 0.2)
-    monkeypatch.setattr("agent.delivery_report.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("agent.delivery_report.LEAST_PAUSE_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.courier.RECONNECT_MIN_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.courier.RECONNECT_MAX_S", 0.2)
+    monkeypatch.setattr("agent.mqtt.delivery_report.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("agent.mqtt.delivery_report.LEAST_PAUSE_S", 0.1)
 
 
 @pytest.fixture

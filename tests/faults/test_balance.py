@@ -20,17 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recipes import write_tiny_recipe
 
-from agent.beat import Beat, Observer
+from agent.between.control import Asking, pair
+from agent.between.handover import Handover, Wanted
+from agent.between.record import Charge
+from agent.between.ring import Ring
 from agent.config import read_station
-from agent.control import Asking, pair
 from agent.errors import CameraError, CommandError, EndOfFrames, OutboxFull, OutputError
-from agent.handover import Handover, Wanted
-from agent.loop import Line
-from agent.messages import Origin, line_action
-from agent.outbox import MemoryOutbox
-from agent.publication import Hello, Publication
-from agent.record import Charge
-from agent.ring import Ring
+from agent.line.beat import Beat, Observer
+from agent.line.loop import Line
+from agent.outbox.outbox import MemoryOutbox
+from agent.publishing.messages import Origin, line_action
+from agent.publishing.publication import Hello, Publication
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 
@@ -95,7 +95,7 @@ class World:
 
     def __init__(self, station, patch, seed: int) -> None:
         self.clock = Clock(seed)
-        patch.setattr("agent.loop.time", self.clock)
+        patch.setattr("agent.line.loop.time", self.clock)
         self.station = station
         self.outbox = MemoryOutbox()
         self._store = self.outbox.store
@@ -129,7 +129,7 @@ class World:
         self.dies_at = ""
         self.dies_in_line = ""
         self.publication: Publication | None = None
-        patch.setattr("agent.publication._opened_outbox", lambda _: self.outbox)
+        patch.setattr("agent.publishing.publication._opened_outbox", lambda _: self.outbox)
         self.publish()
 
     # What the line sees
@@ -396,9 +396,9 @@ def rehearsals(request: pytest.FixtureRequest, most: int, most_by_hand: int) -> 
 @pytest.fixture
 def station(tmp_path, monkeypatch):
     """Settings of a station without a broker."""
-    monkeypatch.setattr("agent.loop.POLL_S", 0.0)
-    monkeypatch.setattr("agent.publication.POLL_MS", 0)
-    monkeypatch.setattr("agent.publication.STORE_AGAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("agent.line.loop.POLL_S", 0.0)
+    monkeypatch.setattr("agent.publishing.publication.POLL_MS", 0)
+    monkeypatch.setattr("agent.publishing.publication.STORE_AGAIN_EVERY_S", 0.0)
     write_tiny_recipe(tmp_path / "tiny.recipe")
     (tmp_path / "station.yaml").write_text(
         "station: cell7\nrecipe: tiny.recipe\nrecipes: {unsigned: allow}\ntakt_ms: 10\ncamera: {kind: simulated}\n"
@@ -548,7 +548,7 @@ PART = st.tuples(
 
 @pytest.mark.filterwarnings("error")
 def test_with_real_threads_every_trigger_has_one_verdict_too(request: pytest.FixtureRequest, monkeypatch) -> None:
-    monkeypatch.setattr("agent.loop.POLL_S", 0.01)
+    monkeypatch.setattr("agent.line.loop.POLL_S", 0.01)
 
     def balances(script, stop_at: int, takt_ms: int, queue_length: int, policy: str) -> None:
         if stop_at < len(script):

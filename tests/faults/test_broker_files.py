@@ -21,11 +21,11 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.clock import Stamp
-from agent.command_log import CommandLog
-from agent.commands import Commands, MemoryOperations
-from agent.messages import Origin, heatmap_payload, new_id, verdict_message
-from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
-from agent.outbox import Outbox, OutboxSettings
+from agent.commands.commands import Commands, MemoryOperations
+from agent.commands.log import CommandLog
+from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import Origin, heatmap_payload, new_id, verdict_message
 from agent.verdict import Outcome, Reason, Verdict
 from tests.broker import free_port, mosquitto_program, wait_until
 from tests.node import QUIET, apt_install, lacking

@@ -9,17 +9,17 @@ import time
 import numpy as np
 import pytest
 
-import agent.camera_child
-import agent.camera_genicam
-from agent.camera_genicam import GenicamCamera
+import agent.cameras.child
+import agent.cameras.genicam
+from agent.cameras.genicam import GenicamCamera
+from agent.cameras.genicam_settings import GenicamSettings, TriggerSettings
 from agent.errors import CameraError
-from agent.genicam_settings import GenicamSettings, TriggerSettings
 from calibration.errors import MissingPackage
 
 CHILD = """
 import json, os, socket, sys, time
 import numpy as np
-from agent.camera_slots import FrameSlots
+from agent.cameras.slots import FrameSlots
 
 end = socket.socket(fileno=int(sys.argv[-1]))
 hello = json.loads(end.recv(65536))
@@ -63,8 +63,8 @@ def linger():
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch):
     """Try again at once, and take nobody for alive for long."""
-    monkeypatch.setattr(agent.camera_genicam, "START_AGAIN_S", (0.05,))
-    monkeypatch.setattr(agent.camera_genicam, "END_S", 2.0)
+    monkeypatch.setattr(agent.cameras.genicam, "START_AGAIN_S", (0.05,))
+    monkeypatch.setattr(agent.cameras.genicam, "END_S", 2.0)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_process_that_dies_is_started_again_and_meanwhile_every_trigger_is_ref
 
 
 def test_a_process_that_hangs_is_ended_and_nobody_waits_for_it(scripted, monkeypatch):
-    monkeypatch.setattr(agent.camera_child, "HUNG_S", 0.5)
+    monkeypatch.setattr(agent.cameras.child, "HUNG_S", 0.5)
     camera = scripted("ready()", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)", "time.sleep(60)")
     camera.start()
     camera.trigger(1)

@@ -8,9 +8,9 @@ from collections import deque
 import numpy as np
 import pytest
 
-from agent.beat import Beat
 from agent.errors import CameraError
-from agent.loop import Line
+from agent.line.beat import Beat
+from agent.line.loop import Line
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 

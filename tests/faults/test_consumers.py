@@ -7,8 +7,8 @@ import time
 import pytest
 
 from agent.errors import StorageError
-from agent.mqtt import MqttPublisher, MqttSettings
-from agent.outbox import Outbox, OutboxSettings
+from agent.mqtt.publisher import MqttPublisher, MqttSettings
+from agent.outbox.outbox import Outbox, OutboxSettings
 from tests.broker import Cable, Mosquitto, wait_until
 from tests.mes import Mes
 from tests.station import ORIGIN, ROOT, TestStation

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from agent.clock import Stamp
-from agent.messages import Origin, heatmap_payload, new_id, verdict_message
-from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
-from agent.outbox import Outbox, OutboxSettings
+from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import Origin, heatmap_payload, new_id, verdict_message
 from agent.verdict import Outcome, Reason, Region, Verdict
 from tests.broker import Mosquitto, wait_until
 from tests.node import QUIET, apt_install, lacking, start_node

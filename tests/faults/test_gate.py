@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from agent.beat import Beat
-from agent.camera_simulated import SimulatedCamera
+from agent.cameras.simulated import SimulatedCamera
 from agent.errors import OutputError
-from agent.gate import GateTiming
-from agent.loop import Line
-from agent.output_settings import ModbusSettings, OutputSettings
-from agent.simulation import LineSettings, SimulatedLine
+from agent.line.beat import Beat
+from agent.line.loop import Line
+from agent.outputs.gate import GateTiming
+from agent.outputs.settings import ModbusSettings, OutputSettings
+from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from tests.broker import free_port, wait_until
 from tests.plc import Plc
@@ -85,7 +85,7 @@ def test_a_plc_that_confirms_too_late_makes_the_next_part_fail_safe_and_its_part
 
 
 def test_a_plc_that_dies_and_comes_back_is_used_again_at_rest_first(gate, plc, monkeypatch):
-    monkeypatch.setattr("agent.gate.RETRY_NS", 20 * MS)
+    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)
     one = gate(at_ms=0.0)
     one.act(1, "accept", time.monotonic_ns())
     wait_until(lambda: plc.of_coil(COIL) == [False, True, False])
@@ -130,7 +130,7 @@ class Judge:
 
 
 def test_a_line_whose_plc_dies_halts_and_goes_on_by_resume_when_it_is_back(gate, plc, monkeypatch):
-    monkeypatch.setattr("agent.gate.RETRY_NS", 20 * MS)
+    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)
     verdicts = {}
     one = gate(at_ms=180.0, pulse_ms=100.0)
     camera = SimulatedCamera(SimulatedLine(LineSettings(width_px=64, height_px=64)))

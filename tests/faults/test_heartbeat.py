@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, tiny_recipe
 
-from agent.engine import EngineSettings, open_engine
-from agent.loop import Beat, Line
-from agent.pipeline import Pipeline
+from agent.engines.engine import EngineSettings, open_engine
+from agent.line.loop import Beat, Line
+from agent.line.pipeline import Pipeline
 from agent.verdict import Reason
 from calibration.frame import Frame
 

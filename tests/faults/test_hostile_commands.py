@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.command_log import CommandLog
-from agent.commands import Commands, MemoryOperations
+from agent.commands.commands import Commands, MemoryOperations
+from agent.commands.log import CommandLog
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ALLOWED = frozenset({"recipe", "pause", "capture", "threshold"})

@@ -17,9 +17,9 @@ from hostile import ARCHIVES, BLOCK, Kit, body, entries
 from recipes import tiny_recipe, tiny_reference, write_tiny_recipe
 
 from agent.config import read_station
-from agent.engine import EngineSettings, open_engine
-from agent.recipe_store import RecipeStore
-from agent.trust import Trust
+from agent.engines.engine import EngineSettings, open_engine
+from agent.recipes.store import RecipeStore
+from agent.recipes.trust import Trust
 from calibration.errors import RecipeError, SettingsError, TaktsightError
 from calibration.recipe import read_recipe, write_recipe
 from calibration.recipe_file import read_members

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, tiny_recipe
 
-from agent.camera_simulated import SimulatedCamera
-from agent.engine import EngineSettings, open_engine
+from agent.cameras.simulated import SimulatedCamera
+from agent.engines.engine import EngineSettings, open_engine
 from agent.errors import CameraError, EndOfFrames
-from agent.loop import Beat, Deliver, Line, Settled, Tally
-from agent.pipeline import Pipeline
-from agent.simulation import LineSettings, SimulatedLine
+from agent.line.loop import Beat, Deliver, Line, Settled, Tally
+from agent.line.pipeline import Pipeline
+from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 
@@ -206,7 +206,7 @@ def test_an_outlet_that_fails_costs_one_delivery_and_nothing_else(caplog: pytest
 
 
 def test_outlets_that_are_behind_lose_pictures_and_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.loop.MOST_PICTURES", 2)
+    monkeypatch.setattr("agent.line.loop.MOST_PICTURES", 2)
     delivered: list[tuple[int, bool]] = []
 
     def deliver(batch: Sequence[Settled]) -> None:

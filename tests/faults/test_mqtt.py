@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from agent.messages import heatmap_payload, status_message
-from agent.publisher import Incoming, Undelivered
+from agent.publishing.messages import heatmap_payload, status_message
+from agent.publishing.publisher import Incoming, Undelivered
 from tests.broker import Cable, Consumer, free_port, wait_until
 from tests.schemas import faults, schema
 from tests.station import HEATMAP, ORIGIN, ROOT, TestStation, contents
@@ -336,7 +336,7 @@ def test_stop_keeps_its_timeout_when_the_broker_is_frozen(broker, station, consu
 
 @needs_broker
 def test_a_connection_on_which_nothing_is_confirmed_is_given_up(broker, station, consumer, monkeypatch, caplog):
-    monkeypatch.setattr("agent.courier.UNANSWERED_S", 0.3)
+    monkeypatch.setattr("agent.mqtt.courier.UNANSWERED_S", 0.3)
     mes, cell = consumer(broker.port), station(broker.port)
     wait_until(lambda: mes.on("/status"))
     broker.freeze()

@@ -11,7 +11,7 @@ import pytest
 from taktsight_subscribe import SqliteStore, Subscriber
 
 from agent.clock import Stamp
-from agent.messages import verdict_message
+from agent.publishing.messages import verdict_message
 from agent.verdict import Outcome, Reason, Verdict
 from tests.broker import Mosquitto, wait_until
 from tests.mes import Mes

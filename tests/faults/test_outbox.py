@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import OutboxFull
-from agent.messages import HeatmapPayload
-from agent.outbox import Outbox, OutboxSettings
-from agent.outbox_database import FILE
+from agent.outbox.database import FILE
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import HeatmapPayload
 from tests.broker import wait_until
 
 STATION = "cell7"
@@ -31,7 +31,7 @@ NURSERY = f"""
 import os, sys
 from pathlib import Path
 from agent.errors import StorageError
-from agent.outbox import Outbox, OutboxSettings
+from agent.outbox.outbox import Outbox, OutboxSettings
 
 def work(folder, report):
     os.write(report, b"pid %d\\n" % os.getpid())
@@ -203,7 +203,7 @@ def store_until_full(box, generator):
 
 
 def test_on_a_full_disk_heatmaps_go_first_verdicts_stay_and_acknowledging_still_deletes(small_disk, monkeypatch):
-    monkeypatch.setattr("agent.outbox.SAVE_ROWS", 1)
+    monkeypatch.setattr("agent.outbox.outbox.SAVE_ROWS", 1)
     generator, folder = random.Random(7), small_disk / "outbox"
     settings = OutboxSettings(folder, heatmap_mb=1.0, reserve_mb=1.0)
     with contextlib.closing(Outbox(settings, STATION)) as box:

@@ -11,13 +11,13 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.clock import Stamp
-from agent.messages import Origin, status_message, verdict_message
-from agent.mqtt_client import MqttSettings
-from agent.outbox import Outbox, OutboxSettings
-from agent.sparkplug import REBIRTH
-from agent.sparkplug_link import BirthNumbers
-from agent.sparkplug_payload import DataType, Metric, Payload, decode, encode
-from agent.sparkplug_publisher import BIRTH_NUMBER_FILE, CONSUMER, SparkplugPublisher, SparkplugSettings
+from agent.mqtt.client import MqttSettings
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import Origin, status_message, verdict_message
+from agent.sparkplug.link import BirthNumbers
+from agent.sparkplug.messages import REBIRTH
+from agent.sparkplug.payload import DataType, Metric, Payload, decode, encode
+from agent.sparkplug.publisher import BIRTH_NUMBER_FILE, CONSUMER, SparkplugPublisher, SparkplugSettings
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import SettingsError
 from tests.broker import Cable, free_port, wait_until
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.broker
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch):
     """Tries a lost connection again after 0.1 s and not 1 s, so that the tests are soon over."""
-    monkeypatch.setattr("agent.mqtt_client.RECONNECT_MIN_S", 0.1)
-    monkeypatch.setattr("agent.mqtt_client.RECONNECT_MAX_S", 0.2)
+    monkeypatch.setattr("agent.mqtt.client.RECONNECT_MIN_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.client.RECONNECT_MAX_S", 0.2)
 
 
 class Host:
@@ -302,7 +302,7 @@ def test_what_the_broker_had_not_read_when_the_connection_broke_is_sent_again(br
 
 
 def test_verdicts_wait_while_the_primary_host_is_offline(broker, host, outbox, station, caplog):
-    caplog.set_level(logging.INFO, "agent.sparkplug_publisher")
+    caplog.set_level(logging.INFO, "agent.sparkplug.publisher")
     host.state(False, 1000)
     sparkplug = station(broker.port, primary_host="scada")
     wait_until(lambda: "waiting for the primary host" in caplog.text)

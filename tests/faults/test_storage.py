@@ -11,14 +11,14 @@ from broker import free_port, wait_until
 from plant import STATION
 from recipes import SIDE, write_tiny_recipe
 
-from agent import inspection
+from agent.between.control import Answering, Asking, pair
+from agent.between.publish_process import Ended
+from agent.between.ring import Ring
 from agent.config import read_station
-from agent.control import Answering, Asking, pair
 from agent.errors import OutboxFull
-from agent.publication import Publication
-from agent.publish import as_hello
-from agent.publish_process import Ended
-from agent.ring import Ring
+from agent.line import inspection
+from agent.publishing.process import as_hello
+from agent.publishing.publication import Publication
 from calibration.preprocess import View
 
 
@@ -137,8 +137,8 @@ def test_a_station_that_ends_with_verdicts_it_could_not_store_says_how_many(stat
 
 
 def test_what_waits_in_memory_is_bounded_and_the_line_does_not_wait_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("agent.handover.MOST_WAITING", 4)
-    monkeypatch.setattr("agent.inspection.SLOTS", 8)
+    monkeypatch.setattr("agent.between.handover.MOST_WAITING", 4)
+    monkeypatch.setattr("agent.line.inspection.SLOTS", 8)
     station = Station(tmp_path, monkeypatch)
     wait_until(lambda: len(station.disk.messages) >= 5)
     station.disk.is_full = True

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.broker
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch):
     """Shorter waits, so that the tests are soon over."""
-    monkeypatch.setattr("agent.courier.RECONNECT_MIN_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.courier.RECONNECT_MIN_S", 0.1)
     monkeypatch.setattr("taktsight_subscribe.connection.RECONNECT_MIN_S", 0.1)
     monkeypatch.setattr("taktsight_subscribe.connection.RECONNECT_MAX_S", 0.4)
     monkeypatch.setattr("taktsight_subscribe.receiver.STORE_RETRY_MIN_S", 0.1)

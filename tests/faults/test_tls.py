@@ -11,8 +11,8 @@ from datetime import timedelta
 
 import pytest
 
-from agent.certificates import load_credentials
-from agent.mqtt import MqttSettings
+from agent.mqtt.certificates import load_credentials
+from agent.mqtt.publisher import MqttSettings
 from tests.broker import Mosquitto, free_port, wait_until
 from tests.certificates import Authority
 from tests.mes import Mes
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.broker
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch):
     """Looks at certificates ten times a second, so that the tests are soon over."""
-    monkeypatch.setattr("agent.courier.RECONNECT_MIN_S", 0.1)
-    monkeypatch.setattr("agent.courier.RECONNECT_MAX_S", 0.2)
-    monkeypatch.setattr("agent.certificates.CHECK_EVERY_S", 0.1)
-    monkeypatch.setattr("agent.delivery_report.LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("agent.delivery_report.LEAST_PAUSE_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.courier.RECONNECT_MIN_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.courier.RECONNECT_MAX_S", 0.2)
+    monkeypatch.setattr("agent.mqtt.certificates.CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr("agent.mqtt.delivery_report.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("agent.mqtt.delivery_report.LEAST_PAUSE_S", 0.1)
 
 
 class Plant:

@@ -60,7 +60,7 @@ class Plant:
     def _child(self):
         for child in psutil.Process(self.agent.process_id).children():
             with contextlib.suppress(psutil.Error):  # just dead
-                if "agent.publish" in child.cmdline():
+                if "agent.publishing.process" in child.cmdline():
                     return child
         return None
 

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from agent.clock import Stamp
 from agent.errors import BrokerError
-from agent.messages import Origin, new_id, verdict_message
-from agent.mqtt import MqttPublisher, MqttSettings, outbox_consumers
-from agent.outbox import Outbox, OutboxSettings
-from agent.publisher import Undelivered
+from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import Origin, new_id, verdict_message
+from agent.publishing.publisher import Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
 from agent.watch import read_row, watch
 from tests.broker import Consumer, free_port, wait_until

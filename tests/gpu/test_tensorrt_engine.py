@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from recipes import tiny_answer, tiny_recipe
 
-from agent.cuda import Gpu, open_gpu, probe_driver
-from agent.engine import RUNTIMES, EngineSettings, open_engine
-from agent.engine_build import load_runtime, plan_for
-from agent.engine_tensorrt import TensorRtEngine, tensorrt_engine
+from agent.engines.build import load_runtime, plan_for
+from agent.engines.cuda import Gpu, open_gpu, probe_driver
+from agent.engines.engine import RUNTIMES, EngineSettings, open_engine
+from agent.engines.tensorrt import TensorRtEngine, tensorrt_engine
 from agent.errors import EngineError
 
 INSTALLED = [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent import engine
 from agent.__main__ import main
-from agent.engine_onnx import OnnxRuntimeEngine
+from agent.engines import engine
+from agent.engines.onnx import OnnxRuntimeEngine
 
 HANG = Path(os.environ.get("STATE_DIRECTORY", "/nonexistent")) / "hang"
 

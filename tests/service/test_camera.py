@@ -21,12 +21,12 @@ import pytest
 from gentl import Linecam, producer, write_picture
 from recipes import write_tiny_recipe
 
-from agent.beat import Beat
-from agent.camera_gate import CameraLine
-from agent.camera_genicam import GenicamCamera
+from agent.cameras.genicam import GenicamCamera
+from agent.cameras.genicam_settings import FREE_RUN, GenicamSettings, TriggerSettings
 from agent.errors import CameraError
-from agent.genicam_settings import FREE_RUN, GenicamSettings, TriggerSettings
-from agent.loop import Line
+from agent.line.beat import Beat
+from agent.line.loop import Line
+from agent.outputs.camera import CameraLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 from calibration.preprocess import View
@@ -380,7 +380,7 @@ def test_an_agent_that_is_killed_leaves_the_camera_free_for_the_next(linecam, op
             assert time.monotonic() < give_up_s
             time.sleep(0.1)
         children = psutil.Process(agent.pid).children()
-        mine = [child for child in children if "agent.camera_process" in child.cmdline()]
+        mine = [child for child in children if "agent.cameras.process" in child.cmdline()]
         assert len(mine) == 1
     finally:
         agent.kill()

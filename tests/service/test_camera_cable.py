@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from gentl import linecam_program, producer, write_picture
 
-from agent.beat import Beat
-from agent.camera_genicam import GenicamCamera
-from agent.genicam_settings import GenicamSettings
-from agent.loop import Line
+from agent.cameras.genicam import GenicamCamera
+from agent.cameras.genicam_settings import GenicamSettings
+from agent.line.beat import Beat
+from agent.line.loop import Line
 from agent.verdict import Outcome, Reason, Verdict
 
 pytest.importorskip("harvesters", reason="harvesters is not installed: pip install 'taktsight[genicam]'")

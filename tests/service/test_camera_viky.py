@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from agent.__main__ import commands
-from agent.camera_genicam import GenicamCamera
+from agent.cameras.genicam import GenicamCamera
+from agent.cameras.genicam_settings import FREE_RUN, GenicamSettings, TriggerSettings
 from agent.errors import CameraError
-from agent.genicam_settings import FREE_RUN, GenicamSettings, TriggerSettings
 
 genicam = pytest.importorskip("genicam", reason="genicam is not installed: pip install 'taktsight[genicam]'")
 pytest.importorskip("harvesters", reason="harvesters is not installed: pip install 'taktsight[genicam]'")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from verdicts import sent
 
-from agent.archive import LONGEST_SIDE, PICTURES, VERDICTS, Archive, ArchiveSettings
-from agent.messages import Origin
+from agent.publishing.archive import LONGEST_SIDE, PICTURES, VERDICTS, Archive, ArchiveSettings
+from agent.publishing.messages import Origin
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import InputError
 from calibration.frame import Frame
@@ -111,7 +111,7 @@ def test_pictures_of_an_earlier_run_count_and_go_first(tmp_path):
 def test_a_disk_that_refuses_the_lines_is_counted_and_never_raises(tmp_path, caplog):
     archive = Archive(ArchiveSettings(tmp_path))
     (tmp_path / VERDICTS).mkdir()
-    with caplog.at_level(logging.WARNING, "agent.archive"):
+    with caplog.at_level(logging.WARNING, "agent.publishing.archive"):
         for seq in range(1, 6):
             store(archive, seq)
         (tmp_path / VERDICTS).rmdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.audit import NOTHING, TORN, AuditLog
-from agent.command_log import Entry
+from agent.commands.log import Entry
 from agent.errors import StorageError
 from calibration.recipe_file import sha256
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.budget import CUTTABLE, DECIDE_NS, FEWEST, REMEMBERED, Budget, Costs
+from agent.line.budget import CUTTABLE, DECIDE_NS, FEWEST, REMEMBERED, Budget, Costs
 
 MS = 1_000_000
 ORDER = ("picture", "regions")

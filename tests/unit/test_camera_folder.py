@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.camera_folder import FolderCamera
+from agent.cameras.folder import FolderCamera
 from agent.errors import CameraError, EndOfFrames
 from calibration.frame import Frame
 from calibration.images import encode_png, image_files

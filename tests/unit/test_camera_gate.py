@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.camera_gate import CameraLine
 from agent.errors import CameraError, OutputError
+from agent.outputs.camera import CameraLine
 
 
 class Lines:

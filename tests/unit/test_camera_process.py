@@ -12,13 +12,13 @@ import time
 import numpy as np
 import pytest
 
-import agent.camera_process
-from agent.camera_process import CameraSession
-from agent.camera_slots import FrameSlots
-from agent.control import pair
+import agent.cameras.process
+from agent.between.control import pair
+from agent.cameras.genicam_formats import Layout
+from agent.cameras.genicam_settings import GenicamSettings, TriggerSettings
+from agent.cameras.process import CameraSession
+from agent.cameras.slots import FrameSlots
 from agent.errors import CameraError
-from agent.genicam_formats import Layout
-from agent.genicam_settings import GenicamSettings, TriggerSettings
 from calibration.errors import MissingPackage
 
 MONO8, MONO16 = 0x0108_0001, 0x0110_0007
@@ -101,7 +101,7 @@ class Parent:
 
     def __init__(self, device, monkeypatch, *, slots=8, **settings):
         device.values |= {"TriggerSource": "x", "TriggerMode": "x"}
-        monkeypatch.setattr(agent.camera_process, "open_device", lambda _: device)
+        monkeypatch.setattr(agent.cameras.process, "open_device", lambda _: device)
         self.end, theirs = pair()
         self.end.settimeout(10.0)
         hello = {"settings": GenicamSettings(**settings).as_dict(), "slots": slots, "patient": False}
@@ -184,8 +184,8 @@ def test_with_no_room_left_a_frame_of_a_part_that_came_by_itself_is_told_as_lost
 
 
 def test_triggers_without_an_answer_say_that_the_camera_is_gone(session, monkeypatch):
-    monkeypatch.setattr(agent.camera_process, "UNANSWERED_S", 0.05)
-    monkeypatch.setattr("agent.camera_reckoning.ASTRAY_NS", 10**7)
+    monkeypatch.setattr(agent.cameras.process, "UNANSWERED_S", 0.05)
+    monkeypatch.setattr("agent.cameras.reckoning.ASTRAY_NS", 10**7)
     parent = session(ScriptedDevice())
     for trigger_id in range(1, 5):
         parent.tell(what="trigger", trigger_id=trigger_id)
@@ -200,7 +200,7 @@ def test_a_frame_unlike_the_one_that_was_set_up_ends_the_session(session, shot):
 
 
 def test_a_silent_camera_is_asked_whether_it_is_there_and_as_it_was(session, monkeypatch):
-    monkeypatch.setattr(agent.camera_process, "PROBE_S", 0.05)
+    monkeypatch.setattr(agent.cameras.process, "PROBE_S", 0.05)
     device = ScriptedDevice(comes_by_itself=True)
     parent = session(device, trigger=LINE1)
     time.sleep(0.3)
@@ -210,7 +210,7 @@ def test_a_silent_camera_is_asked_whether_it_is_there_and_as_it_was(session, mon
 
 
 def test_a_camera_that_does_not_answer_ends_the_session_with_its_reason(session, monkeypatch):
-    monkeypatch.setattr(agent.camera_process, "PROBE_S", 0.05)
+    monkeypatch.setattr(agent.cameras.process, "PROBE_S", 0.05)
     device = ScriptedDevice()
     parent = session(device)
     device.fault = "the camera does not answer"
@@ -227,9 +227,9 @@ def test_it_says_that_it_lives_and_ends_when_nobody_listens_any_more(session):
 
 
 def test_without_harvesters_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "agent.genicam_device", None)
+    monkeypatch.setitem(sys.modules, "agent.cameras.genicam_device", None)
     with pytest.raises(MissingPackage, match=r"pip install 'taktsight\[genicam\]'"):
-        agent.camera_process.open_device(GenicamSettings())
+        agent.cameras.process.open_device(GenicamSettings())
 
 
 def test_a_line_of_the_camera_is_set_as_the_parent_says(session):

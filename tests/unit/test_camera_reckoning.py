@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from agent.camera_reckoning import ASTRAY_NS, LEAST_OFFSETS, Arrivals, FrameIds, Pairing
+from agent.cameras.reckoning import ASTRAY_NS, LEAST_OFFSETS, Arrivals, FrameIds, Pairing
 
 MS = 10**6
 TAKT = 50 * MS

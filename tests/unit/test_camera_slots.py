@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from agent.camera_slots import FrameSlots
+from agent.cameras.slots import FrameSlots
 from agent.errors import CameraError
 
 SHAPE = (20, 30)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.capture import FrameCapture
 from agent.errors import StorageError
+from agent.line.capture import FrameCapture
 from calibration.frame import Frame
 from calibration.photometric import Photometric
 from calibration.recording import recorded_frames

@@ -3,8 +3,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.certificates import CredentialWatch, digest, expires_utc, expiry_alarms, likely_cause
-from agent.mqtt_client import MqttSettings
+from agent.mqtt.certificates import CredentialWatch, digest, expires_utc, expiry_alarms, likely_cause
+from agent.mqtt.client import MqttSettings
 from calibration.errors import SettingsError
 from tests.certificates import Authority
 

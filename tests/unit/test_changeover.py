@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from recipes import write_tiny_recipe
 
-from agent.changeover import Changeover, ChangeoverSettings
-from agent.engine import EngineSettings
-from agent.trust import Trust
+from agent.engines.engine import EngineSettings
+from agent.recipes.changeover import Changeover, ChangeoverSettings
+from agent.recipes.trust import Trust
 from calibration.errors import InputError, RecipeError
 from calibration.photometric import Photometric
 

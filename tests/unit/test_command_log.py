@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent import command_log
-from agent.command_log import FILE_NAME, KEPT_COMMANDS, KEPT_REFUSALS, MOST_ISSUERS, CommandLog, Entry
+from agent.commands import log as command_log
+from agent.commands.log import FILE_NAME, KEPT_COMMANDS, KEPT_REFUSALS, MOST_ISSUERS, CommandLog, Entry
 from agent.errors import StorageError
 
 NOON = "2026-11-22T12:00:00.000Z"

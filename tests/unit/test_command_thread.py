@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agent.command_log import CommandLog
-from agent.command_thread import MOST_WAITING, CommandThread
-from agent.commands import Commands, MemoryOperations
-from agent.publisher import Incoming
+from agent.commands.commands import Commands, MemoryOperations
+from agent.commands.log import CommandLog
+from agent.commands.thread import MOST_WAITING, CommandThread
+from agent.publishing.publisher import Incoming
 
 
 def test_a_flood_is_dropped_refused_and_counted_and_changes_nothing(tmp_path):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import agent
-from agent.command_log import FILE_NAME, MOST_ISSUERS, CommandLog, Entry
-from agent.command_message import COMMANDS, MOST_BYTES, printable
-from agent.commands import INTERRUPTED, REFUSALS_PER_S, Commands, MemoryOperations
+from agent.commands.commands import INTERRUPTED, REFUSALS_PER_S, Commands, MemoryOperations
+from agent.commands.log import FILE_NAME, MOST_ISSUERS, CommandLog, Entry
+from agent.commands.message import COMMANDS, MOST_BYTES, printable
 from agent.errors import StorageError
 from calibration.errors import RecipeError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agent.simulation import LineSettings, PartPlan, SimulatedLine
+from agent.simulation.line import LineSettings, PartPlan, SimulatedLine
 from calibration.condition import (
     BLACK,
     Condition,

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent import control
-from agent.control import MOST_BYTES, Answering, Asking, error_named, pair
+from agent.between import control
+from agent.between.control import MOST_BYTES, Answering, Asking, error_named, pair
 from agent.errors import CameraError, CommandError, EngineError, OutboxFull, StorageError
 from calibration.errors import InputError, NotRegistered, RecipeError, TaktsightError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gpus import FakeDriver, FakeError, FakeLibrary, fake_gpu
 
-from agent.cuda import ADVICE, PycudaGpu, probe_driver, told, told_by_pycuda
+from agent.engines.cuda import ADVICE, PycudaGpu, probe_driver, told, told_by_pycuda
 from agent.errors import EngineError
 
 MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri Aug 16 21:39:15 UTC 2024\n"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.delivery import BROKER, FIRST_WAIT_S, LONGEST_WAIT_S, WINDOW, Ack, Answer, Delivery, read_ack
+from agent.mqtt.delivery import BROKER, FIRST_WAIT_S, LONGEST_WAIT_S, WINDOW, Ack, Answer, Delivery, read_ack
 
 OK, NOBODY, DENIED, TOO_LARGE = 0x00, 0x10, 0x87, 0x95
 ANSWERS = {"answer": OK, "nobody": NOBODY, "denied": DENIED, "unfit": TOO_LARGE}

@@ -14,14 +14,17 @@ from click.testing import CliRunner
 from onnx import checker
 
 import agent
-from agent import doctor, doctor_command, doctor_gpu, doctor_software
-from agent.doctor import PROBES, STATION_PROBES, examine, probed
-from agent.doctor_command import doctor_command as command
-from agent.doctor_command import in_one_line, summary
-from agent.doctor_finding import Finding, Grade, fail, ok, report, warn
-from agent.doctor_gpu import gpu
-from agent.doctor_machine import Machine, within
-from agent.doctor_software import (
+from agent.doctor import command as doctor_command
+from agent.doctor import doctor
+from agent.doctor import gpu as doctor_gpu
+from agent.doctor import software as doctor_software
+from agent.doctor.command import doctor_command as command
+from agent.doctor.command import in_one_line, summary
+from agent.doctor.doctor import PROBES, STATION_PROBES, examine, probed
+from agent.doctor.finding import Finding, Grade, fail, ok, report, warn
+from agent.doctor.gpu import gpu
+from agent.doctor.machine import Machine, within
+from agent.doctor.software import (
     TINY_GRAPH,
     Installed,
     engine_findings,
@@ -31,7 +34,7 @@ from agent.doctor_software import (
     python_version,
     read_requirement,
 )
-from agent.engine import ENGINES
+from agent.engines.engine import ENGINES
 from agent.errors import EngineError
 from calibration.console import console
 from calibration.errors import MissingPackage
@@ -352,7 +355,7 @@ def test_a_station_whose_engine_needs_a_gpu_fails_without_one(tmp_path, monkeypa
 
 def names_in_the_code():
     """Yield the names of findings as the sources spell them, those with a changing end up to there."""
-    for path in sorted(Path(agent.__file__).parent.glob("doctor*.py")):
+    for path in sorted(Path(agent.__file__).parent.glob("doctor/*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
                 "ok",

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent import doctor_broker
-from agent.doctor_broker import broker, certificate_files, secret_files
-from agent.doctor_finding import Grade
-from agent.mqtt_client import MqttSettings, new_client
+from agent.doctor import broker as doctor_broker
+from agent.doctor.broker import broker, certificate_files, secret_files
+from agent.doctor.finding import Grade
+from agent.mqtt.client import MqttSettings, new_client
 from tests.broker import Mosquitto, free_port
 from tests.certificates import Authority
 from tests.machines import case_at, grades, machine_at, only

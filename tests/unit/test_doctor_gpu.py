@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from machines import case_at, machine_at
 
-from agent import doctor_gpu
-from agent.doctor_finding import Grade
+from agent.doctor import gpu as doctor_gpu
+from agent.doctor.finding import Grade
 
 GPU = {
     "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri Aug 16 2024",

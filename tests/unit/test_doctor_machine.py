@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agent import doctor_camera
-from agent.doctor_camera import LEAST_RMEM, PRODUCER_PATH, network, producers, usb
-from agent.doctor_finding import Grade
-from agent.doctor_machine import Account, Machine, may, program_output
-from agent.doctor_power import governor, jetson, memory, real_time, temperature, throttled
-from agent.doctor_service import clock, granted, span_s, unit, user
+from agent.doctor import camera as doctor_camera
+from agent.doctor.camera import LEAST_RMEM, PRODUCER_PATH, network, producers, usb
+from agent.doctor.finding import Grade
+from agent.doctor.machine import Account, Machine, may, program_output
+from agent.doctor.power import governor, jetson, memory, real_time, temperature, throttled
+from agent.doctor.service import clock, granted, span_s, unit, user
 from tests.machines import AGENT, NOON, ROOT, case_at, grades, machine_at, only
 
 CPU = "sys/devices/system/cpu"

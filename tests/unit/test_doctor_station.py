@@ -7,16 +7,16 @@ import pytest
 from recipes import tiny_recipe, write_tiny_recipe
 
 from agent.audit import AuditLog
-from agent.beat import Beat
-from agent.doctor import examine
-from agent.doctor_finding import Grade
-from agent.doctor_folders import Wanted, disk, file_system, folders, may_write, readable_files, wanted_folders
-from agent.doctor_machine import Account, Disk, Machine
-from agent.doctor_outbox import audit_trail, outbox, used_by
-from agent.doctor_recipe import engine_findings, inference_finding, judging, stored_recipes, thresholds_finding, trust
-from agent.engine import EngineSettings
-from agent.outbox import Outbox
-from agent.outbox_folder import LOCK, locked
+from agent.doctor.doctor import examine
+from agent.doctor.finding import Grade
+from agent.doctor.folders import Wanted, disk, file_system, folders, may_write, readable_files, wanted_folders
+from agent.doctor.machine import Account, Disk, Machine
+from agent.doctor.outbox import audit_trail, outbox, used_by
+from agent.doctor.recipe import engine_findings, inference_finding, judging, stored_recipes, thresholds_finding, trust
+from agent.engines.engine import EngineSettings
+from agent.line.beat import Beat
+from agent.outbox.folder import LOCK, locked
+from agent.outbox.outbox import Outbox
 from calibration.signing import make_key, read_signing_key, sign_recipe
 from calibration.thresholds import Thresholds
 from tests.machines import AGENT, DISK, case_at, grades, machine_at, only

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.drift import LIMIT, WEIGHT, Drift
+from agent.health.drift import LIMIT, WEIGHT, Drift
 
 MEDIAN, DEVIATION, THRESHOLD = 2.0, 0.5, 3.5  # the threshold lies 3 deviations above the median
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from recipes import tiny_answer, tiny_recipe
 
-from agent.engine import ENGINES, EngineSettings, open_engine, prove
+from agent.engines.engine import ENGINES, EngineSettings, open_engine, prove
 from agent.errors import EngineError
 from calibration.errors import MissingPackage
 

@@ -12,9 +12,9 @@ import pytest
 from gpus import FakeDriver, FakeRuntime, fake_gpu
 from recipes import tiny_recipe
 
-from agent import engine_build
-from agent.engine import EngineSettings
-from agent.engine_build import KEPT_PLANS, discard, graph_of, load_runtime, parsed, plan_for
+from agent.engines import build as engine_build
+from agent.engines.build import KEPT_PLANS, discard, graph_of, load_runtime, parsed, plan_for
+from agent.engines.engine import EngineSettings
 from agent.errors import EngineError
 from calibration.errors import MissingPackage
 

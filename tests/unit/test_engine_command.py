@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 from gpus import FakeRuntime, fake_gpu
 from recipes import tiny_recipe, write_tiny_recipe
 
-from agent import cuda, engine_command, engine_tensorrt
 from agent.__main__ import commands
+from agent.engines import command as engine_command
+from agent.engines import cuda
+from agent.engines import tensorrt as engine_tensorrt
 from agent.errors import EngineError
 
 STATION = """

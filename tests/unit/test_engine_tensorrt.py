@@ -12,10 +12,11 @@ import pytest
 from gpus import SHAPES, FakeDriver, FakeLibrary, FakeRuntime, fake_gpu
 from recipes import tiny_answer, tiny_recipe
 
-from agent import cuda, engine_tensorrt
-from agent.engine import EngineSettings, open_engine
-from agent.engine_build import plan_for
-from agent.engine_tensorrt import PlanRefused, TensorRtEngine, tensorrt_engine
+from agent.engines import cuda
+from agent.engines import tensorrt as engine_tensorrt
+from agent.engines.build import plan_for
+from agent.engines.engine import EngineSettings, open_engine
+from agent.engines.tensorrt import PlanRefused, TensorRtEngine, tensorrt_engine
 from agent.errors import EngineError
 
 RECIPE = tiny_recipe(graph_f16=tiny_recipe(level=0.4).graph)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import OutputError
-from agent.gate import Gate, GateTiming
-from agent.output_gpio import GpioDriver
-from agent.output_settings import GpioSettings
+from agent.outputs.gate import Gate, GateTiming
+from agent.outputs.gpio import GpioDriver
+from agent.outputs.settings import GpioSettings
 
 MS = 1_000_000
 
@@ -143,7 +143,7 @@ def test_act_returns_at_once_while_the_driver_takes_its_time(gate):
 
 
 def test_a_driver_that_fails_is_told_with_the_next_part_counted_and_tried_again(gate, monkeypatch):
-    monkeypatch.setattr("agent.gate.RETRY_NS", 20 * MS)
+    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)
     one = gate(at_ms=0)
     one.driver.refuse = True
     one.act(1, "accept", 0)
@@ -183,7 +183,7 @@ def test_at_the_end_it_rests_and_parts_on_their_way_are_diverted(gate):
 
 
 def test_more_parts_than_can_be_between_camera_and_gate_are_refused(gate, monkeypatch):
-    monkeypatch.setattr("agent.gate.MOST_WAITING", 2)
+    monkeypatch.setattr("agent.outputs.gate.MOST_WAITING", 2)
     one = gate()
     one.act(1, "accept", 0)
     one.act(2, "accept", 0)

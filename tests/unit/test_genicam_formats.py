@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agent.cameras.genicam_formats import FORMATS, Layout, decode, pixel_format
 from agent.errors import CameraError
-from agent.genicam_formats import FORMATS, Layout, decode, pixel_format
 
 CODES = {form.name: code for code, form in FORMATS.items()}
 WIDTHS = (16, 20, 21)  # 21: the last group of a packed format is not full

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from agent.cameras.genicam_nodes import apply
+from agent.cameras.genicam_settings import KEEP, GenicamSettings, TriggerSettings
 from agent.errors import CameraError
-from agent.genicam_nodes import apply
-from agent.genicam_settings import KEEP, GenicamSettings, TriggerSettings
 
 
 @dataclass

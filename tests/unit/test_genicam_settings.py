@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.camera_genicam import GenicamCamera
+from agent.cameras.genicam import GenicamCamera
+from agent.cameras.genicam_settings import GenicamSettings
 from agent.config import read_station
-from agent.genicam_settings import GenicamSettings
 from calibration.errors import SettingsError
 
 STATION = "station: a\nrecipe: a\nrecipes: {unsigned: allow}\ntakt_ms: 500\ncamera: "

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agent import handover
-from agent.beat import Settled
-from agent.handover import HEATMAPS_UP_TO, PICTURES_UP_TO, Handover, Wanted
-from agent.messages import Origin
-from agent.record import Charge, decoded
-from agent.ring import BOARD_BYTES, Ring
+from agent.between import handover
+from agent.between.handover import HEATMAPS_UP_TO, PICTURES_UP_TO, Handover, Wanted
+from agent.between.record import Charge, decoded
+from agent.between.ring import BOARD_BYTES, Ring
+from agent.line.beat import Settled
+from agent.publishing.messages import Origin
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from agent.health import DEFAULT_PORT, SLICE_S, SLICES, UNTIMED, memory_bytes, read_health_settings
-from agent.health_message import HEALTH_SCHEMA
-from agent.messages import Alarm, alarm_fields
+from agent.health.health import DEFAULT_PORT, SLICE_S, SLICES, UNTIMED, memory_bytes, read_health_settings
+from agent.health.message import HEALTH_SCHEMA
+from agent.publishing.messages import Alarm, alarm_fields
 from agent.verdict import Outcome, Reason
 from calibration.errors import SettingsError
 from calibration.settings import Section

@@ -13,10 +13,10 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-import agent.metrics
-from agent.health_message import GAUGES
-from agent.messages import Alarm
-from agent.metrics import MOST_CLIENTS, MOST_REQUEST_BYTES, HealthServer
+import agent.health.metrics
+from agent.health.message import GAUGES
+from agent.health.metrics import MOST_CLIENTS, MOST_REQUEST_BYTES, HealthServer
+from agent.publishing.messages import Alarm
 from agent.verdict import Outcome, Reason
 from tests.health import DEVIATION, MEDIAN, SCHEMA, Clock, new_health, run, scored, silent
 from tests.schemas import faults
@@ -175,7 +175,7 @@ def test_it_listens_on_this_machine_only(server):
     for address in [one for one in own if not one.startswith("127.")]:
         with pytest.raises(OSError):
             socket.create_connection((address, server.port), timeout=1).close()
-    assert agent.metrics.HOST == "127.0.0.1"
+    assert agent.health.metrics.HOST == "127.0.0.1"
 
 
 def test_other_paths_and_methods_are_told_so(server):
@@ -203,7 +203,7 @@ def test_garbage_gets_an_answer_and_the_next_one_gets_the_figures(server, data, 
 
 
 def test_slow_clients_are_cut_off_and_hold_nobody_up(server, health, monkeypatch):
-    monkeypatch.setattr(agent.metrics, "ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr(agent.health.metrics, "ANSWER_WITHIN_S", 0.5)
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MOST_CLIENTS - 1)]
     for one in slow:
         one.sendall(b"GET /met")
@@ -218,7 +218,7 @@ def test_slow_clients_are_cut_off_and_hold_nobody_up(server, health, monkeypatch
 
 
 def test_more_clients_than_it_serves_are_sent_away_and_cost_no_threads(server, monkeypatch):
-    monkeypatch.setattr(agent.metrics, "ANSWER_WITHIN_S", 1.0)
+    monkeypatch.setattr(agent.health.metrics, "ANSWER_WITHIN_S", 1.0)
     before = threading.active_count()
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(MOST_CLIENTS)]
     time.sleep(0.1)

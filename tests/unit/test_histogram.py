@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from agent.histogram import Histogram, merged, merged_by_name
+from agent.health.histogram import Histogram, merged, merged_by_name
 
 
 def of(values):

@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 import pytest
 from click.testing import CliRunner
 
-from agent import install_command as command_module
 from agent.config import read_station
 from agent.errors import StorageError
-from agent.install import DROP_INS, FOLDERS, SHARED, UNITS, Installer, Wish, shipped
-from agent.install_command import install_command, uninstall_command
-from agent.install_steps import RECORD, Machine, Step, command, read_record
-from agent.outbox import Outbox, OutboxSettings
+from agent.install import command as command_module
+from agent.install.command import install_command, uninstall_command
+from agent.install.install import DROP_INS, FOLDERS, SHARED, UNITS, Installer, Wish, shipped
+from agent.install.steps import RECORD, Machine, Step, command, read_record
+from agent.outbox.outbox import Outbox, OutboxSettings
 from calibration.errors import TaktsightError
 from calibration.signing import make_key
 
@@ -311,7 +311,7 @@ def test_an_environment_that_the_service_would_not_see_is_refused(image, place):
 
 
 def test_on_a_running_machine_systemd_is_told_in_order(booted, tmp_path, monkeypatch):
-    monkeypatch.setattr("agent.install.HIDDEN", ())  # temporary folders are, in truth
+    monkeypatch.setattr("agent.install.install.HIDDEN", ())  # temporary folders are, in truth
     machine, calls = booted()
     record, environment = read_record(machine), prefix(tmp_path / "venv")
     told = done(Installer(machine, record, environment).install("cell7", Wish(camera="gige")))
@@ -333,7 +333,7 @@ def test_on_a_running_machine_systemd_is_told_in_order(booted, tmp_path, monkeyp
 
 
 def test_a_command_that_fails_ends_it_with_its_own_words_and_is_not_noted_as_installed(booted, tmp_path, monkeypatch):
-    monkeypatch.setattr("agent.install.HIDDEN", ())
+    monkeypatch.setattr("agent.install.install.HIDDEN", ())
     machine, _ = booted(failing="enable*")
     steps = Installer(machine, read_record(machine), prefix(tmp_path / "venv")).install("cell7", Wish())
     with pytest.raises(TaktsightError, match=r"systemctl enable taktsight-agent@cell7.service: .* 1: it is not so"):
@@ -347,7 +347,7 @@ def test_a_program_that_is_not_there_is_told(image):
 
 
 def test_an_environment_without_the_agent_or_with_a_hidden_python_is_refused(booted, tmp_path, monkeypatch):
-    monkeypatch.setattr("agent.install.HIDDEN", ("/nowhere", str(tmp_path / "home")))
+    monkeypatch.setattr("agent.install.install.HIDDEN", ("/nowhere", str(tmp_path / "home")))
     machine, _ = booted()
     (check, *_) = Installer(machine, read_record(machine), tmp_path / "empty").install("cell7", Wish())
     with pytest.raises(TaktsightError, match=r"taktsight-agent: not found: install the agent there"):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from agent.journal import LONGEST_VALUE, JournalHandler, encoded, fields, log_to_journal, stderr_is_journal
-from agent.part_log import SUM_UP_EVERY_S, PartLog
+from agent.line.part_log import SUM_UP_EVERY_S, PartLog
 from agent.verdict import Outcome, Reason, Verdict
 
 

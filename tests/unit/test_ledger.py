@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from agent.ledger import Ledger
+from agent.line.ledger import Ledger
 from calibration.frame import Frame
 
 MS = 1_000_000

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agent.clock import Stamp
-from agent.messages import (
+from agent.publishing.messages import (
     MAX_DETAIL_CHARACTERS,
     MAX_REGIONS,
     Alarm,

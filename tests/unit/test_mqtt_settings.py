@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.mqtt_client import MqttSettings, credential_files, load_credentials
+from agent.mqtt.client import MqttSettings, credential_files, load_credentials
 from calibration.errors import SettingsError
 
 ROOT = "acme/plant1/hall2/line3/cell7"

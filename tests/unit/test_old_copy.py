@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from agent.delivery import BROKER, OTHERS_WAIT_S, Contradiction, Delivery, Standing
 from agent.errors import OutboxFull
-from agent.messages import HeatmapPayload
-from agent.outbox import Outbox, OutboxSettings
-from agent.outbox_contact import Contact
+from agent.mqtt.delivery import BROKER, OTHERS_WAIT_S, Contradiction, Delivery, Standing
+from agent.outbox.contact import Contact
+from agent.outbox.outbox import Outbox, OutboxSettings
+from agent.publishing.messages import HeatmapPayload
 
 STATION = "cell7"
 OK = 0
@@ -117,7 +117,7 @@ def test_a_crash_between_the_mark_and_the_new_epoch_leaves_the_old_one_whole(cop
 
     with opened(folder) as box:
         box.store(parts(6))
-        monkeypatch.setattr("agent.outbox_database.renumber", crash)
+        monkeypatch.setattr("agent.outbox.database.renumber", crash)
         assert not box.renew("mes", 5)
         assert box.epoch == epoch
     monkeypatch.undo()

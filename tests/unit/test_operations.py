@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, write_tiny_recipe
 
-from agent.capture import FrameCapture
-from agent.changeover import Changeover, ChangeoverSettings
-from agent.control import Answering, Asking, pair
-from agent.engine import EngineSettings
+from agent.between.control import Answering, Asking, pair
+from agent.commands.operations import LineOperations
+from agent.commands.remote import RemoteOperations
+from agent.engines.engine import EngineSettings
 from agent.errors import CommandError, EngineError, StorageError
-from agent.inspection import ASKED, _asked
-from agent.loop import Beat, Line
-from agent.operations import LineOperations
-from agent.remote import RemoteOperations
-from agent.trust import Trust
+from agent.line.capture import FrameCapture
+from agent.line.inspection import ASKED, _asked
+from agent.line.loop import Beat, Line
+from agent.recipes.changeover import Changeover, ChangeoverSettings
+from agent.recipes.trust import Trust
 from agent.verdict import Outcome, Reason
 from calibration.errors import InputError
 from calibration.frame import Frame
@@ -195,7 +195,7 @@ def test_a_choice_that_cannot_be_remembered_is_not_applied(station, monkeypatch)
 
 
 def test_a_line_that_hangs_changes_nothing(station, monkeypatch):
-    monkeypatch.setattr("agent.operations.BETWEEN_PARTS_S", 0.05)
+    monkeypatch.setattr("agent.commands.operations.BETWEEN_PARTS_S", 0.05)
     hanging = threading.Event()
     honest = station.pipeline.engine.infer
 

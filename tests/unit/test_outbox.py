@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agent.errors import OutboxFull, StorageError
-from agent.messages import HeatmapPayload
-from agent.outbox import MemoryOutbox, Outbox, OutboxSettings, Taken
-from agent.outbox_database import FILE, Row, checksum
-from agent.outbox_folder import discard, kept_rows
+from agent.outbox.database import FILE, Row, checksum
+from agent.outbox.folder import discard, kept_rows
+from agent.outbox.outbox import MemoryOutbox, Outbox, OutboxSettings, Taken
+from agent.publishing.messages import HeatmapPayload
 
 STATION = "cell7"
 

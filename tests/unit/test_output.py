@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.camera_simulated import SimulatedCamera
+from agent.cameras.simulated import SimulatedCamera
 from agent.config import read_station
 from agent.errors import OutputError
-from agent.gate import GateTiming
-from agent.output import FileOutput
-from agent.output_settings import GpioSettings, ModbusSettings, OutputSettings
-from agent.simulation import LineSettings, SimulatedLine
+from agent.outputs.gate import GateTiming
+from agent.outputs.output import FileOutput
+from agent.outputs.settings import GpioSettings, ModbusSettings, OutputSettings
+from agent.simulation.line import LineSettings, SimulatedLine
 from calibration.errors import MissingPackage, SettingsError
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_meant_is_refused_by_its_key(read, block, told):
 
 
 def test_a_kind_whose_package_is_not_installed_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "agent.output_gpio", None)
+    monkeypatch.setitem(sys.modules, "agent.outputs.gpio", None)
     output = OutputSettings(gpio=GpioSettings(Path("/dev/gpiochip0"), 1), timing=GateTiming(0.0, 1.0))
     with pytest.raises(MissingPackage, match=r"pip install 'taktsight\[gpio\]'"):
         output.open()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from recipes import tiny_answer, tiny_recipe
 
+from agent.engines.parity import Parity, Wanted, difference, examined, require, sealed_set, thresholds_serve
 from agent.errors import EngineError
-from agent.parity import Parity, Wanted, difference, examined, require, sealed_set, thresholds_serve
 from calibration.thresholds import Thresholds
 
 LIMITS = Thresholds(score=1.0, map=2.0, false_reject_rate=0.01, rate_upper_bound=0.03, n_good=99, fitted_on="torch f32")

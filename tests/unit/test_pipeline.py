@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, bracket, tiny_answer, tiny_recipe, tiny_reference
 
-from agent.budget import FEWEST
-from agent.engine import Engine, EngineSettings, open_engine
-from agent.pipeline import STAGES, Pipeline, regions
+from agent.engines.engine import Engine, EngineSettings, open_engine
+from agent.line.budget import FEWEST
+from agent.line.pipeline import STAGES, Pipeline, regions
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.condition import glimpse, learn_limits, measured
 from calibration.frame import Frame

@@ -13,8 +13,8 @@ import weakref
 
 import pytest
 
-from agent import realtime
-from agent.realtime import ALL_EVERY, PUBLISH_NICE, YOUNG_EVERY, RealtimeSettings, StillHeap, go_first, step_back
+from agent.line import realtime
+from agent.line.realtime import ALL_EVERY, PUBLISH_NICE, YOUNG_EVERY, RealtimeSettings, StillHeap, go_first, step_back
 
 
 def in_a_process(program, *, nice=0):
@@ -74,7 +74,7 @@ def test_a_cpu_that_is_not_there_is_told(cpus):
 def test_what_the_settings_ask_holds_for_every_thread_that_comes_after():
     told = in_a_process("""
 import threading
-from agent.realtime import RealtimeSettings, go_first
+from agent.line.realtime import RealtimeSettings, go_first
 cpu = min(os.sched_getaffinity(0))
 assert go_first(RealtimeSettings(cpus=(cpu,))) == []
 found = []
@@ -88,7 +88,7 @@ print(*found)
 
 def test_the_publish_process_steps_back_to_an_ordinary_place_and_leaves_the_other_its_cpus():
     told = in_a_process("""
-from agent.realtime import RealtimeSettings, go_first, step_back
+from agent.line.realtime import RealtimeSettings, go_first, step_back
 before = os.sched_getaffinity(0)
 taken = {min(before)}
 go_first(RealtimeSettings(priority=1, cpus=tuple(taken)))
@@ -102,7 +102,7 @@ print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), after == oth
 
 def test_a_process_that_was_started_nicer_stays_so():
     assert in_a_process(
-        "from agent.realtime import RealtimeSettings, step_back\nstep_back(RealtimeSettings())\n"
+        "from agent.line.realtime import RealtimeSettings, step_back\nstep_back(RealtimeSettings())\n"
         "print(os.getpriority(os.PRIO_PROCESS, 0))",
         nice=12,
     ) == ["12"]
@@ -182,7 +182,7 @@ def test_the_module_names_linux_constants_as_mlockall_wants_them():
 
 def test_a_process_that_was_given_its_cpus_by_somebody_else_keeps_them():
     told = in_a_process("""
-from agent.realtime import RealtimeSettings, step_back
+from agent.line.realtime import RealtimeSettings, step_back
 taken = {min(os.sched_getaffinity(0))}
 os.sched_setaffinity(0, taken)
 step_back(RealtimeSettings())

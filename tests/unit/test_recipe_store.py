@@ -15,11 +15,11 @@ from recipes import SIDE, write_tiny_recipe
 
 from agent.__main__ import commands
 from agent.audit import AuditLog
-from agent.changeover import Changeover, ChangeoverSettings
-from agent.engine import EngineSettings
+from agent.engines.engine import EngineSettings
 from agent.errors import EngineError, StorageError
-from agent.recipe_store import ACTIVE_FILE, STAGING, ChosenThreshold, RecipeStore
-from agent.trust import Trust
+from agent.recipes.changeover import Changeover, ChangeoverSettings
+from agent.recipes.store import ACTIVE_FILE, STAGING, ChosenThreshold, RecipeStore
+from agent.recipes.trust import Trust
 from calibration.errors import InputError, RecipeError
 from calibration.photometric import Photometric
 from calibration.preprocess import View

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.messages import Origin
-from agent.record import KINDS, MOST_DETAIL_CHARACTERS, Charge, Part, decoded, encoded
-from agent.ring import Ring
+from agent.between.record import KINDS, MOST_DETAIL_CHARACTERS, Charge, Part, decoded, encoded
+from agent.between.ring import Ring
+from agent.publishing.messages import Origin
 from agent.verdict import Outcome, Reason, Region, Verdict
 from calibration.condition import Condition
 from calibration.frame import Frame

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from agent.between.ring import BOARD_BYTES, MOST_OPEN, MOST_PICTURES, PAGE, Ring
 from agent.errors import StorageError
-from agent.ring import BOARD_BYTES, MOST_OPEN, MOST_PICTURES, PAGE, Ring
 
 SLOTS, SLOT_BYTES, PICTURE_BYTES = 8, 256, 4096
 RECORDS = 20_000
@@ -250,7 +250,7 @@ def test_20000_records_through_a_small_ring_come_once_each_in_order_and_whole():
 
 READER = """
 import os, sys, time, zlib
-from agent.ring import Ring
+from agent.between.ring import Ring
 ring, count = Ring(int(sys.argv[1])), int(sys.argv[2])
 check = number = 0
 while number < count:
@@ -352,7 +352,7 @@ def test_a_killed_reader_takes_nothing_with_it(ring):
 
 @pytest.mark.parametrize("place", range(0, 130, 5))
 def test_a_damaged_slot_is_a_record_without_data_and_the_others_are_whole(ring, monkeypatch, place):
-    monkeypatch.setattr("agent.ring.TRIES", 2)
+    monkeypatch.setattr("agent.between.ring.TRIES", 2)
     reader = other_side(ring)
     body = b"x" * 60
     for mark in (b"a", b"b", b"c"):
@@ -378,7 +378,7 @@ def test_a_damaged_slot_is_a_record_without_data_and_the_others_are_whole(ring, 
 
 
 def test_a_record_of_a_lap_before_is_not_taken_for_the_new_one(ring, monkeypatch):
-    monkeypatch.setattr("agent.ring.TRIES", 2)
+    monkeypatch.setattr("agent.between.ring.TRIES", 2)
     for number in range(SLOTS):
         ring.write(b"%d" % number)
     ring.release(len(ring.read(SLOTS)))
@@ -416,7 +416,7 @@ def test_a_torn_word_is_never_shown(ring):
 
 
 def test_a_word_that_stays_torn_is_none(ring, monkeypatch):
-    monkeypatch.setattr("agent.ring.TRIES", 3)
+    monkeypatch.setattr("agent.between.ring.TRIES", 3)
     ring.post(b"a word")
     os.pwrite(ring.descriptor, b"?", PAGE + BOARD_BYTES + 24)
     assert ring.board() == b""

@@ -14,11 +14,11 @@ import pytest
 from pages import Page
 from verdicts import sent
 
-from agent.archive import PICTURES, VERDICTS, Archive, ArchiveSettings
-from agent.messages import Origin
-from agent.shift_chart import TIMES, strip_chart
-from agent.shift_parts import CAUSES, part_of, read_verdicts
-from agent.shift_report import percent, render_shift_report, write_shift_report
+from agent.publishing.archive import PICTURES, VERDICTS, Archive, ArchiveSettings
+from agent.publishing.messages import Origin
+from agent.shift.chart import TIMES, strip_chart
+from agent.shift.parts import CAUSES, part_of, read_verdicts
+from agent.shift.report import percent, render_shift_report, write_shift_report
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import InputError
 from calibration.frame import Frame
@@ -426,7 +426,7 @@ def test_damaged_lines_in_the_middle_are_counted_and_left_out(tmp_path):
 
 
 def test_a_shift_longer_than_the_report_keeps_the_newest_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("agent.shift_parts.MOST_PARTS", 5)
+    monkeypatch.setattr("agent.shift.parts.MOST_PARTS", 5)
     archived(tmp_path, shift())
     reading = read_verdicts(tmp_path)
     assert [message["trigger"] for message in reading.messages] == [11, 12, 13, 14, 15]

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.camera_simulated import BUFFERS, SimulatedCamera
+from agent.cameras.simulated import BUFFERS, SimulatedCamera
 from agent.errors import CameraError
-from agent.simulation import DEFECTS, SPECIAL, LineSettings, PartPlan, SimulatedLine
-from agent.simulation_parts import RADIUS_SHARE, hole_centres
+from agent.simulation.line import DEFECTS, SPECIAL, LineSettings, PartPlan, SimulatedLine
+from agent.simulation.parts import RADIUS_SHARE, hole_centres
 from calibration.errors import SettingsError
 
 RADIUS_PX = RADIUS_SHARE * 640

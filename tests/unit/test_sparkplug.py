@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.sparkplug import (
+from agent.sparkplug.messages import (
     REBIRTH,
     HostState,
     SparkplugSettings,
@@ -19,7 +19,7 @@ from agent.sparkplug import (
     row_metrics,
     status_metrics,
 )
-from agent.sparkplug_payload import DataType, MalformedPayload, Metric, Payload, decode, encode
+from agent.sparkplug.payload import DataType, MalformedPayload, Metric, Payload, decode, encode
 from calibration.errors import SettingsError
 
 FIELDS = {  # of sparkplug_b.proto, but for the messages inside Metric, which no edge node of ours sends or reads

@@ -4,8 +4,8 @@ import os
 import pytest
 
 from agent.errors import OutboxFull
-from agent.messages import HeatmapPayload
-from agent.spool import BLOCK_BYTES, RESERVES, Reserve, Room, Spool
+from agent.outbox.spool import BLOCK_BYTES, RESERVES, Reserve, Room, Spool
+from agent.publishing.messages import HeatmapPayload
 
 EPOCH, OTHER = "0123456789ab", "ba9876543210"
 

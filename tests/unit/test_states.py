@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.beat import Beat
 from agent.errors import CommandError
-from agent.loop import Line
-from agent.states import TRANSITIONS, WIRE_STATE, Event, State, StateMachine
+from agent.line.beat import Beat
+from agent.line.loop import Line
+from agent.line.states import TRANSITIONS, WIRE_STATE, Event, State, StateMachine
 from agent.verdict import Reason
 
 WAYS = """

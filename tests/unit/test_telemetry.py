@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from recipes import tiny_recipe
 
-from agent.engine import EngineSettings, open_engine
+from agent.engines.engine import EngineSettings, open_engine
 
 PROJECT = Path(__file__).parents[2]
 OPENVINO = """
 import sys
 from recipes import tiny_recipe
-from agent.engine import EngineSettings, open_engine
+from agent.engines.engine import EngineSettings, open_engine
 open_engine(tiny_recipe(), EngineSettings("openvino"))
 print(*sorted(name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module))
 """

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from agent.health import DEFAULT_PORT
-from agent.messages import Alarm
-from agent.metrics import HealthServer
-from agent.top import NoAnswer, fetch, show_live, top_command
-from agent.top_picture import drawn, within_a_turn
+from agent.health.health import DEFAULT_PORT
+from agent.health.metrics import HealthServer
+from agent.health.top import NoAnswer, fetch, show_live, top_command
+from agent.health.top_picture import drawn, within_a_turn
+from agent.publishing.messages import Alarm
 from agent.verdict import Reason
 from calibration.errors import SettingsError, TaktsightError
 from tests.health import DEVIATION, MEDIAN, Clock, new_health, run, scored, silent
@@ -187,7 +187,7 @@ def test_drift_and_its_alarm_are_shown(health):
 
 
 def test_a_station_without_parts_or_recipe_is_drawn_too(clock):
-    from agent.health import Health
+    from agent.health.health import Health
 
     health = Health("cell7", takt_ms=500, deadline_ms=450, monotonic=clock, now=clock.utc)
     text = one_line(seen(health))
@@ -232,7 +232,7 @@ def test_a_station_that_tells_nobody_is_an_error_of_its_settings(tmp_path):
 
 def test_without_a_station_and_without_a_port_it_asks_at_the_default(monkeypatch):
     asked = []
-    monkeypatch.setattr("agent.top.fetch", lambda port, name: asked.append((port, name)) or {}["stop"])
+    monkeypatch.setattr("agent.health.top.fetch", lambda port, name: asked.append((port, name)) or {}["stop"])
     CliRunner().invoke(top_command, ["--once"], standalone_mode=False)
     assert asked == [(DEFAULT_PORT, None)]
 

@@ -1,0 +1,1 @@
+"""Remote commands: read, checked, applied between two parts, audited and answered."""

@@ -1,0 +1,1 @@
+"""Everything that keeps a station from its work, found before the first part does."""

@@ -1,0 +1,1 @@
+"""How a station does: latencies, counts, drift, and the pictures of them."""

@@ -1,0 +1,1 @@
+"""A station as a service of systemd, and back again."""

@@ -1,0 +1,1 @@
+"""The inspect process: from a trigger to a verdict at its deadline."""

@@ -1,0 +1,1 @@
+"""How what the outbox holds reaches the plant over MQTT."""

@@ -1,0 +1,1 @@
+"""The recipes of one station: whose they are, which are there, which one judges."""

@@ -1,0 +1,1 @@
+"""One page after a shift: what the station decided, where it could not, which parts to see."""

@@ -1,0 +1,1 @@
+"""The same verdicts in Sparkplug B, for plants that ask for it."""
