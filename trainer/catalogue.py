@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from trainer.detectors import (
@@ -23,11 +21,12 @@ from trainer.detectors import (
     patch_gaussian,
     patch_layout,
     patch_memory,
+    student,
     variation,
     vgg16,
 )
 from trainer.errors import TrainingError
-from trainer.learning import Learned, Material, Method, Options, Progress, held_out_judged
+from trainer.learning import Learned, Material, Method, Options, Progress, held_out_judged, split
 from trainer.reconstructors import dcgan, kde_ae, noise_ae, patch_ae, vae
 from trainer.scorers import (
     anogan,
@@ -68,6 +67,7 @@ DETECTORS: dict[str, Method] = {
     "patch_layout": patch_layout.fit,
     "patch_memory": patch_memory.fit,
     "patch_gaussian": patch_gaussian.fit,
+    "student": student.fit,
     "deep_knn": deep_knn.fit,
     "variation": variation.fit,
     "nearest_image": nearest_image.fit,
@@ -159,12 +159,7 @@ class Reconstruction(nn.Module):
 
 def _fit_pair(reconstructor: str, scorer: str, material: Material, options: Options, progress: Progress) -> Learned:
     """Train on all folds but two: one decides when to stop, one is scored unseen for the thresholds."""
-    if int(material.fold.max()) + 1 < 3:
-        raise TrainingError(f"{len(material)} good images found: a reconstructor needs 3 folds, so at least 3 parts")
-    learn, validate, held_out = (
-        torch.from_numpy(np.flatnonzero(chosen))
-        for chosen in (material.fold >= 2, material.fold == 0, material.fold == 1)
-    )
+    learn, validate, held_out = split(material, "a reconstructor")
     network = RECONSTRUCTORS[reconstructor](material, learn, validate, options, progress)
     scored = SCORERS[scorer](network, material, learn, options, progress)
     module = Reconstruction(network, scored).eval()

@@ -45,14 +45,6 @@ def evidence(logit: Tensor) -> Tensor:
     return F.softplus(logit + UNDECIDED)
 
 
-def split(material: Material, method: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the indices of good images to learn from, to validate on and to score unseen. Raises TrainingError."""
-    if int(material.fold.max()) + 1 < 3:
-        raise TrainingError(f"{len(material)} good images found: {method} needs 3 folds, so at least 3 parts")
-    fold = torch.from_numpy(material.fold)
-    return tuple(torch.nonzero(chosen)[:, 0] for chosen in (fold >= 2, fold == 0, fold == 1))
-
-
 def labelled_split(material: Material, method: str) -> tuple[Tensor, Tensor]:
     """Return the labelled defects to learn from and to validate on, (m, C, h, w) each; those of fold 1 are left out."""
     defects = labelled(material, method)

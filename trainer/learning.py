@@ -99,6 +99,18 @@ class Method(Protocol):
         """Train on good images only. Raises TrainingError with what to change."""
 
 
+def split(material: Material, method: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the indices of good images to learn from, to decide with when to stop, and to score unseen (one fold).
+
+    Raises TrainingError where there are fewer than three folds, so fewer than three parts.
+    """
+    if int(material.fold.max()) + 1 < 3:
+        raise TrainingError(f"{len(material)} good images found: {method} needs 3 folds, so at least 3 parts")
+    fold = torch.from_numpy(material.fold)
+    learn, decide, unseen = (torch.nonzero(chosen)[:, 0] for chosen in (fold >= 2, fold == 0, fold == 1))
+    return learn, decide, unseen
+
+
 def at_map_size(keep: Tensor, height: int, width: int) -> Tensor:
     """Return keep (h, w) at a map's size, 1 where at least half of the cell is kept. Result (1, 1, height, width)."""
     shares = F.adaptive_avg_pool2d(keep[None, None], (height, width))

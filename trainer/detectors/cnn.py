@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.classifier import Examples, evidence, labelled_split, split, train_classifier
+from trainer.classifier import Examples, evidence, labelled_split, train_classifier
 from trainer.labels import LEARNT
-from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks
+from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks, split
 
 DEPTH, FILTERS, HIDDEN = 5, 16, 128
 LEARNING_RATE = 1e-3

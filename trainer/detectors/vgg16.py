@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.classifier import Examples, evidence, labelled_split, split, train_classifier
+from trainer.classifier import Examples, evidence, labelled_split, train_classifier
 from trainer.labels import LEARNT
-from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks
+from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks, split
 from trainer.trunks import Channels, Trunk, trunk, usual_channels
 
 LEARNING_RATE = 1e-4

@@ -19,9 +19,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from trainer.classifier import Examples, evidence, labelled_split, split, train_classifier
+from trainer.classifier import Examples, evidence, labelled_split, train_classifier
 from trainer.labels import LEARNT, SYNTHETIC
-from trainer.learning import Material, Options, Progress, at_map_size, in_chunks
+from trainer.learning import Material, Options, Progress, at_map_size, in_chunks, split
 from trainer.synthetic import synthetic_defects
 from trainer.trunks import Channels, Trunk, trunk, usual_channels
 
