@@ -3,8 +3,8 @@
     python benchmarks/ablation_turned.py --data ../shared/data --out benchmarks/results/ablation_turned.csv
 
 Every good and every test image is turned about its centre by a random angle of its own, edge pixels repeated, as parts
-would lie on a belt; `upright` leaves them as they are. `ratio` is what decides: how much farther good patches are from
-turned other parts than from other parts as they are. Runs in torch, without registration, at 256x256.
+would lie on a belt; `upright` leaves them as they are. `share` is what decides: of the good patches' votes, how many
+are for a turned other part being nearer than any other part as it is. Runs in torch, without registration, at 256x256.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Row:
     pose: str  # turned | upright
     good_images: int
     seed: int
-    ratio: float
+    share: float
     auroc_without: float  # Options.turned = "off"
     auroc_auto: float  # Options.turned = "auto"
     copies_used: bool
@@ -71,8 +71,8 @@ def measured(dataset: Dataset, category: str, pose: str, count: int, *, seed: in
     defective = np.array([item.label != GOOD for item in dataset.test])
     options = Options(seed=seed, memory_entries=entries, turned="off")
     without = learned_auroc(material, options, batches[1], defective)
-    found = ratio(material, seed)
-    used = found <= turned.ANY_ANGLE
+    found = share(material, seed)
+    used = found >= turned.ANY_ANGLE
     auto = learned_auroc(material, replace(options, turned="auto"), batches[1], defective) if used else without
     return Row(category, pose, len(good), seed, round(found, 3), round(without, 4), round(auto, 4), used)
 
@@ -83,10 +83,10 @@ def learned_auroc(material: Material, options: Options, test: torch.Tensor, defe
     return float(roc_auc_score(defective, in_chunks(module, test, lambda *_: None, "test")[1].numpy()))
 
 
-def ratio(material: Material, seed: int) -> float:
-    """Return the strangeness of turned copies that `auto` decides by."""
+def share(material: Material, seed: int) -> float:
+    """Return the share of votes that `auto` decides by."""
     features = patch_layout.Features(Options(), 16, 16)
-    return turned.strangeness_of(features, material, torch.Generator().manual_seed(seed), lambda *_: None, patches=1)
+    return turned.nearer_turned_of(features, material, torch.Generator().manual_seed(seed), lambda *_: None, patches=1)
 
 
 def parsed() -> argparse.Namespace:

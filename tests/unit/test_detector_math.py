@@ -165,6 +165,19 @@ def test_only_parts_at_any_angle_get_turned_copies_unless_the_user_says_otherwis
     assert (copies_of(still, "on"), copies_of(lying, "off")) == (480, 0)
 
 
+def test_a_background_that_turning_does_not_change_does_not_make_parts_lie_at_any_angle() -> None:
+    """Most of each picture is noise, the same at any angle; the bar in the middle always lies the same way."""
+    generator = torch.Generator().manual_seed(15)
+    plain, copies = (0.01 * torch.randn(20, 4, 32, 32, generator=generator) for _ in range(2))
+    plain[:, :2, 14:18, 10:22] += 1.0
+    copies[:, 2:, 10:22, 14:18] += 1.0
+    assert turned.nearer_turned(plain, copies, np.arange(20) % 5) < turned.ANY_ANGLE / 2
+    assert (
+        turned.nearer_turned(plain, plain + 0.01 * torch.randn(plain.shape, generator=generator), np.arange(20) % 5)
+        > 0.3
+    )
+
+
 def test_parts_under_an_ignore_mask_get_no_turned_copies() -> None:
     material = ramps(120, any_angle=True)
     material.keep[:4] = 0.0

@@ -1,7 +1,8 @@
 """Turned copies of good parts, for parts that lie at any angle and are not registered.
 
 A detector that has seen a part at few angles takes the others for defects. Whether parts lie at any angle is decided
-from good images alone: if they do, a good part is as close to other parts turned at random as to the parts as they are.
+from good images alone: if they do, the patches of a good part find their nearest among other parts turned at random as
+often as among those parts as they are.
 Measured in docs/detectors.md.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from trainer.learning import Material, Options, Progress, in_chunks
 
-ANY_ANGLE = 1.13  # ratio of distances below which parts lie at any angle (docs/detectors.md)
+ANY_ANGLE = 0.1  # see `nearer_turned`: above it parts lie at any angle (docs/detectors.md)
 LOOKED_AT = 60  # good images that decide
 MOST_COPIES = 4  # of one image
 WANTED = 600  # copies of all images; each has at least one
@@ -37,7 +38,7 @@ def turned_copies(
         return none
     generator = torch.Generator().manual_seed(options.seed)
     decided = options.turned == "auto"
-    if decided and strangeness_of(features, material, generator, progress, patches=patches) > ANY_ANGLE:
+    if decided and nearer_turned_of(features, material, generator, progress, patches=patches) < ANY_ANGLE:
         return none
     each = min(MOST_COPIES, max(1, WANTED // len(material)))
     found = [
@@ -64,37 +65,39 @@ def turned(batch: Tensor, aspect: float, generator: torch.Generator) -> Tensor:
     return copies
 
 
-def strangeness_of(
+def nearer_turned_of(
     features: nn.Module, material: Material, generator: torch.Generator, progress: Progress, *, patches: int
 ) -> float:
-    """Return the strangeness of turned copies of at most 60 of the good images; see `turned_copies`."""
+    """Return `nearer_turned` of at most 60 of the good images; see `turned_copies`."""
     looked_at = np.unique(np.linspace(0, len(material) - 1, LOOKED_AT).round().astype(int))
     batch = material.batch[torch.from_numpy(looked_at)]
     plain, copies = (
         in_chunks(features, images, progress, "angles")[patches]
         for images in (batch, turned(batch, material.aspect, generator))
     )
-    return strangeness(plain, copies, material.fold[looked_at])
+    return nearer_turned(plain, copies, material.fold[looked_at])
 
 
-def strangeness(plain: Tensor, copies: Tensor, fold: NDArray[np.int64]) -> float:
-    """Return how much farther good patches are from turned other parts than from other parts as they are.
+def nearer_turned(plain: Tensor, copies: Tensor, fold: NDArray[np.int64]) -> float:
+    """Return how many good patches are nearer to a turned other part than to any other part as it is: a share of votes.
 
-    plain, copies: (n, D, h', w') features of the images and of their copies. About 1 for parts at any angle. Corners do
-    not count: turning leaves repeated edge pixels there.
+    plain, copies: (n, D, h', w') features of the images and of their copies. A patch votes with the difference of its
+    two distances, so that a plain background, which no turning changes, has no say. About a half for parts at any
+    angle, nearly 0 for parts that lie still. Corners do not count: turning leaves repeated edge pixels there.
     """
     mean, scale = plain.mean((0, 2, 3), keepdim=True), 1.0 / (plain.std((0, 2, 3), keepdim=True) + 1e-3)
     coarse = [F.avg_pool2d((seen - mean) * scale, 2) for seen in (plain, copies)]
     inner = _disc(*coarse[0].shape[2:])
     places = [seen.permute(0, 2, 3, 1)[:, inner] for seen in coarse]  # (n, places, D)
     half = torch.from_numpy(fold % 2)
-    totals = [0.0, 0.0]
+    votes, cast = 0.0, 1e-12
     for k in (0, 1):
-        asked = places[0][half == k].flatten(0, 1)
-        for kind, seen in enumerate(places):
-            bank = seen[half != k].flatten(0, 1)
-            totals[kind] += sum(float(torch.cdist(some, bank).amin(1).sum()) for some in asked.split(1024))
-    return totals[1] / max(totals[0], 1e-12)
+        banks = [seen[half != k].flatten(0, 1) for seen in places]
+        for some in places[0][half == k].flatten(0, 1).split(1024):
+            as_they_are, when_turned = (torch.cdist(some, bank).amin(1) for bank in banks)
+            votes += float((as_they_are - when_turned).clamp(min=0.0).sum())
+            cast += float((as_they_are - when_turned).abs().sum())
+    return votes / cast
 
 
 def _disc(height: int, width: int) -> Tensor:
