@@ -11,13 +11,14 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 PREFIX ?= /opt/taktsight
 STATION ?=
 OPTIONS ?=
+SERVICE ?= pypi
 TOOLS := build/tools
 TOOLS_STAMP := $(TOOLS)/.installed
 
 .PHONY: demo test test-parts test-line lint check format docs clean install lock sbom audit bundle deb producer
 
 demo: $(STAMP)
-	$(BIN)/python demo/run.py
+	$(BIN)/python demo/run.py $(if $(CAMERA),--camera $(CAMERA))
 
 # Two halves side by side: what computes, and what waits for brokers, cameras and services
 test: $(STAMP)
@@ -47,9 +48,10 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_reference.py
 
 $(STAMP): pyproject.toml subscriber/pyproject.toml
+	@echo "installing into $(VENV): 2 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[trainer,openvino,onnxruntime,genicam,modbus,gpio,demo,dev]' --editable './subscriber[postgresql]'
+	$(BIN)/python -m pip install -qq --editable '.[trainer,openvino,onnxruntime,genicam,modbus,gpio,demo,dev]' --editable './subscriber[postgresql]'
 	touch $@
 
 # The GenTL producer and the line simulator, from their C sources into build/gentl: agent/gentl/README.md
@@ -84,10 +86,9 @@ lock: $(TOOLS_STAMP)
 sbom: $(TOOLS_STAMP)
 	$(TOOLS)/bin/python packaging/sbom.py --engine $(ENGINE)
 
-# Fails as well where the database of vulnerabilities does not know a package, or is out of reach
+# Fails as well where the database of vulnerabilities does not know a package, or is out of reach. SERVICE: pypi | osv
 audit: $(TOOLS_STAMP)
-	for lock in agent-openvino agent-onnxruntime trainer tools; do \
-		$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r locks/$$lock.txt || exit 1; done
+	$(TOOLS)/bin/python packaging/audit.py --service $(SERVICE)
 
 bundle: sbom
 	$(TOOLS)/bin/python packaging/bundle.py --arch $(ARCH) --engine $(ENGINE) --pythons $(PYTHONS)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import faulthandler
 import resource
 import signal
+import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.table import Table
 
+from agent.between.stations import Stations
 from agent.cameras.command import camera_commands
-from agent.config import read_station
+from agent.config import Station, read_station, read_stations
 from agent.doctor.command import doctor_command
 from agent.engines.command import compile_command, selftest_command
 from agent.engines.engine import KINDS, TOLERANCES, EngineSettings, open_engine
@@ -67,7 +70,12 @@ def commands() -> None:
 @click.argument("station", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many triggers; else run until stopped.")
 def run_command_line(station: Path, count: int | None) -> None:
-    """Inspect parts as STATION (a .yaml file) says, until SIGTERM or Ctrl-C; open triggers get their verdict first."""
+    """Inspect parts as STATION (a .yaml file) says, until SIGTERM or Ctrl-C; open triggers get their verdict first.
+
+    A file with several cameras is one station for each, in a process of its own; STATION/NAME is one of them alone.
+    """
+    if several := read_stations(station):
+        sys.exit(_run_several(station, several, count))
     settings = read_station(station)
     log_to_journal(station=settings.name)
     service = supervisor()
@@ -87,7 +95,7 @@ def run_command_line(station: Path, count: int | None) -> None:
             f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps wait in the outbox and go out when "
             f"the station runs again: {settings.outbox.folder}"
         )
-    if settings.archive is not None and not service.is_there:  # a service ends quickly, also after a year of parts
+    if settings.archive is not None and service.watchdog_s is None:  # a service ends quickly, also after a year
         report = settings.archive.folder / "report.html"
         title = f"{settings.name}: {inspection.origin.recipe}"
         write_shift_report(settings.archive.folder, report, title=title, deadline_ms=settings.beat.deadline_ms)
@@ -96,6 +104,16 @@ def run_command_line(station: Path, count: int | None) -> None:
         raise StorageError(
             f"{ended.lost} verdicts could not be stored and are lost: see the alarms above, free the disk"
         )
+
+
+def _run_several(file: Path, stations: Mapping[str, Station], count: int | None) -> int:
+    """Run a station for each camera, and return the exit code."""
+    log_to_journal(station=file.stem)
+    parent = Stations({name: file / name for name in stations}, supervisor(), count=count)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: parent.stop())
+    say(f"{file.name}: {len(stations)} cameras: {', '.join(station.name for station in stations.values())}")
+    return parent.run()
 
 
 @commands.command(
@@ -225,7 +243,7 @@ def report_command(archive: Path, out: Path) -> None:
 @click.option("--export", type=click.Path(path_type=Path), help="Write the messages here, one JSON object per line.")
 @click.option("--discard", "discard_rest", is_flag=True, help="Then delete quarantine and damaged databases.")
 def outbox_command(station: Path, export: Path | None, discard_rest: bool) -> None:
-    """Show what STATION keeps for its consumers and could not deliver; its agent must not be running."""
+    """Show what STATION keeps for its consumers; beside a running agent, how much waits for whom."""
     if discard_rest and export is None:
         raise click.UsageError("--discard needs --export FILE: nothing is deleted that nobody has")
     show_outbox(read_station(station), export, discard_rest=discard_rest)

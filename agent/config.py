@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from agent.cameras.camera import Camera
 from agent.cameras.folder import FolderCamera
 from agent.cameras.genicam import GenicamCamera
 from agent.cameras.genicam_settings import GenicamSettings, read_genicam
+from agent.cameras.several import CAMERAS, file_and_camera, names_of_cameras, settings_of_camera
 from agent.cameras.simulated import SimulatedCamera
+from agent.cameras.trigger import TriggerSourceSettings, read_trigger
 from agent.commands.message import COMMANDS
 from agent.engines.engine import KINDS, RUNTIMES, TENSORRT, TOLERANCES, EngineSettings
 from agent.health.health import HealthSettings, read_health_settings
@@ -55,6 +58,11 @@ class CameraSettings:
         return None if self.genicam is None else self.genicam.producer
 
     @property
+    def is_unnamed(self) -> bool:
+        """True where it is whatever camera is found."""
+        return self.genicam is not None and self.genicam.serial is None and self.genicam.id is None
+
+    @property
     def opens_parts(self) -> bool:
         """True where the camera's own trigger does, not the clock."""
         return self.genicam is not None and not self.genicam.trigger.is_ours
@@ -94,6 +102,7 @@ class Station:
     commands: CommandSettings
     archive: ArchiveSettings | None
     output: OutputSettings | None = None  # what acts on the verdicts; None: nobody is told
+    trigger: TriggerSourceSettings | None = None  # what announces parts; None: the beat, or the camera's own trigger
     realtime: RealtimeSettings = field(default_factory=RealtimeSettings)
     health: HealthSettings = field(default_factory=lambda: HealthSettings(0))
     data: bytes = b""  # the file, as it was read
@@ -122,11 +131,69 @@ class Station:
 def read_station(path: Path, data: bytes | None = None) -> Station:
     """Return the station. Raises SettingsError naming the key that is unknown, missing or out of range.
 
+    path: a station.yaml; where it has several cameras, with the name of one of them behind: cell.yaml/top.
     data: what the file held when the run began; None: what it holds.
     """
+    file, camera = file_and_camera(path)
     if data is None:
-        data = read_file(path)
-    top = read_settings(path, data)
+        data = read_file(file)
+    top = read_settings(file, data)
+    if camera is None and not top.has(CAMERAS):
+        return _station(top, file, data)
+    top = settings_of_camera(file, data, camera)
+    try:
+        return _station(top, file, data)
+    except SettingsError as error:
+        raise SettingsError(f"{CAMERAS}.{camera}: {error}") from error
+
+
+def read_stations(path: Path) -> dict[str, Station]:
+    """Return the station of each of a file's cameras by the camera's name; none where the path is one station's.
+
+    Raises SettingsError as `read_station`, and if two of them would get into each other's way.
+    """
+    if file_and_camera(path)[1] is not None:
+        return {}
+    data = read_file(path)
+    read_settings(path, data)
+    stations = {name: read_station(path / name, data) for name in names_of_cameras(data)}
+    for what, values in _told_apart(stations).items():
+        owners: dict[object, str] = {}
+        for camera, value in values.items():
+            if (other := owners.setdefault(value, camera)) != camera:
+                raise SettingsError(f"{CAMERAS}.{camera}: {what}: {value} is that of {other}, too: give it its own")
+    unnamed = [name for name, station in stations.items() if station.camera.is_unnamed]
+    if len(stations) > 1 and unnamed:
+        raise SettingsError(f"{CAMERAS}.{unnamed[0]}: camera.serial: missing: add it, to tell the cameras apart")
+    return stations
+
+
+def _told_apart(stations: Mapping[str, Station]) -> dict[str, dict[str, object]]:
+    """Return what no two stations may share, by camera."""
+    found: dict[str, dict[str, object]] = {
+        "station": {name: station.name for name, station in stations.items()},
+        "outbox.folder": {name: station.outbox.folder for name, station in stations.items()},
+        "recipes.folder": {name: station.recipes.folder for name, station in stations.items()},
+        "health.port": {name: station.health.port for name, station in stations.items() if station.health.port},
+        "archive.folder": {name: one.archive.folder for name, one in stations.items() if one.archive is not None},
+        "mqtt.topic": {name: one.mqtt.topic for name, one in stations.items() if one.mqtt is not None},
+        "sparkplug.edge_node": {
+            name: (one.sparkplug.group, one.sparkplug.edge_node)
+            for name, one in stations.items()
+            if one.sparkplug is not None
+        },
+    }
+    pins = {name: one.trigger.pin for name, one in stations.items() if one.trigger is not None}
+    found["trigger.line"] = {name: f"{pin.chip} {pin.line}" for name, pin in pins.items() if pin is not None}
+    cameras = {name: one.camera.genicam for name, one in stations.items()}
+    for key in ("serial", "id"):
+        found[f"camera.{key}"] = {
+            name: value for name, one in cameras.items() if one is not None and (value := getattr(one, key)) is not None
+        }
+    return found
+
+
+def _station(top: Section, file: Path, data: bytes) -> Station:
     takt_ms = top.number("takt_ms", minimum=10.0, maximum=600_000.0)
     policy = top.choice("on_no_verdict", tuple(LINE_ACTION_FOR_POLICY), "reject")
     name = top.text("station")
@@ -144,13 +211,14 @@ def read_station(path: Path, data: bytes | None = None) -> Station:
         name=name,
         beat=beat,
         camera=camera,
-        recipes=_recipes(top, commands, path.parent, name),
+        recipes=_recipes(top, commands, file.parent, name),
         mqtt=_mqtt(top.section("mqtt")) if top.has("mqtt") else None,
         sparkplug=_sparkplug(top.section("sparkplug"), name) if top.has("sparkplug") else None,
-        outbox=_outbox(top.section("outbox"), path.parent, name),
-        commands=_commands(commands, path.parent, name),
+        outbox=_outbox(top.section("outbox"), file.parent, name),
+        commands=_commands(commands, file.parent, name),
         archive=_archive(top.section("archive")) if top.has("archive") else None,
         output=read_output(top.section("output"), beat) if top.has("output") else None,
+        trigger=read_trigger(top.section("trigger")) if top.has("trigger") else None,
         health=read_health_settings(top.section("health")),
         realtime=_realtime(top.section("realtime")),
         data=data,
@@ -159,6 +227,8 @@ def read_station(path: Path, data: bytes | None = None) -> Station:
         raise SettingsError("sparkplug: needs the broker: add mqtt:")
     if station.commands.allow and station.mqtt is None:
         raise SettingsError("commands.allow: commands come over MQTT: add mqtt:")
+    if station.trigger is not None and beat.by_camera:
+        raise SettingsError("trigger: the camera has a trigger of its own: leave it out, or camera.trigger.source")
     top.finish()
     return station
 

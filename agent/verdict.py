@@ -52,6 +52,7 @@ class Region:
     height_px: float
     area_px: float
     peak: float  # highest map value inside, in the recipe's units
+    zone: str | None = None  # where the peak lies; None where no zones are drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Verdict:
     score: float | None = None
     threshold: float | None = None
     regions: tuple[Region, ...] = ()
+    zones: Mapping[str, float] = field(default_factory=dict)  # each zone's score, against the same threshold
+    mm_per_px: float | None = None  # of the reference view, as the recipe has it
     registration: Registration | None = None
     condition: Condition | None = None  # light and focus of the frame; None where none could be looked at
     anomaly_map: NDArray[np.float32] | None = None  # (h', w'), the recipe's units
@@ -74,6 +77,16 @@ class Verdict:
     stage_ms: Mapping[str, float] = field(default_factory=dict)  # what each stage took, in order
     latency_ms: float | None = None  # trigger to decision, filled in by the loop
     decided_ns: int | None = None  # time.monotonic_ns() of the decision, filled in by the loop
+
+    @property
+    def rejected_by(self) -> tuple[str, ...]:
+        """The zones above the threshold, strangest first; empty where the part is rejected as a whole."""
+        limit = self.threshold
+        if self.outcome is not Outcome.REJECT or limit is None:
+            return ()
+        return tuple(
+            sorted((name for name in self.zones if self.zones[name] > limit), key=lambda name: -self.zones[name])
+        )
 
     def __post_init__(self) -> None:
         """Raises ValueError where outcome and reason contradict each other."""

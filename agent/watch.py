@@ -1,4 +1,7 @@
-"""Watch a station's verdicts arrive: a live table in a terminal, one aligned line per part everywhere else."""
+"""Watch a station's verdicts arrive: drawn in place in a terminal, one aligned line per part everywhere else.
+
+Where none arrives it says why: no broker, no station, a state in which no part is judged, consumers that are away.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,28 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
 from queue import Empty, SimpleQueue
+from textwrap import wrap
 from typing import Any
 
 from paho.mqtt.client import Client
 from paho.mqtt.reasoncodes import ReasonCode
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from agent.errors import BrokerError
 from agent.mqtt.client import MqttSettings, begin_connecting, build_client
-from agent.publishing.messages import VERDICT_SCHEMA
+from agent.publishing.messages import STATES, STATUS_SCHEMA, VERDICT_SCHEMA
 
 MAX_KEPT = 10_000  # verdicts remembered, for the result and against duplicates
-MAX_CAUSE_CHARACTERS = 60
-MIN_ROWS = 5
+MOST_CAUSE_CHARACTERS = 300
+MOST_ROWS = 200  # of the largest terminal
+PATIENCE_S = 3.0  # before silence is explained; a station says how it does every 5 s, and at once what is retained
 POLL_S = 0.1
 
 LABELS = {"pass": ("PASS", "bold green"), "reject": ("REJECT", "bold red"), "no_verdict": ("NO VERDICT", "bold yellow")}
 COLUMNS = (("part", 14), ("trigger", 7), ("outcome", 10), ("score", 9), ("threshold", 9), ("ms", 7))
+HEADINGS = "  ".join(f"{name:<{width}}" for name, width in COLUMNS) + "  cause"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,14 @@ class Row:
     threshold: str
     latency_ms: str
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is shown of how a station says it does."""
+
+    lines: tuple[str, ...]  # its state, then its alarms
+    away: tuple[str, ...]  # all its consumers, where verdicts wait for every one of them
 
 
 def watch(
@@ -73,23 +86,29 @@ def watch(
     with ExitStack() as stack:
         subscription = _Subscription(settings)
         stack.callback(subscription.close)
-        show = stack.enter_context(_LiveTable(console)) if console.is_terminal else _PlainLines(console)
+        show = stack.enter_context(LiveLines(console)) if console.is_terminal else _PlainLines(console)
+        silence = _Silence(settings)
         while shown < wanted and time.monotonic() < deadline_s:
-            payload = subscription.next_payload(POLL_S)
+            arrived = subscription.next_message(POLL_S)
             if on_subscribed is not None and subscription.is_ready:
                 on_subscribed()
                 on_subscribed = None
-            if payload is None:
+            show.standing(silence.explained(subscription.is_connected, subscription.was_connected))
+            if arrived is None:
                 if give_up():
                     break
                 continue
             try:
-                message = _parsed(payload)
+                if arrived.is_status:
+                    silence.note_status(read_status(_parsed(arrived.payload, STATUS_SCHEMA)))
+                    continue
+                message = _parsed(arrived.payload, VERDICT_SCHEMA)
                 row = read_row(message)
             except ValueError as error:
-                show.warn(f"unreadable message of {len(payload)} bytes: {error}")
+                show.warn(f"unreadable message of {len(arrived.payload)} bytes: {error}")
                 continue
             if row.key not in verdicts:
+                silence.end()
                 verdicts[row.key] = message
                 shown += 1
                 show.add(row)
@@ -100,14 +119,14 @@ def watch(
     return list(verdicts.values())
 
 
-def _parsed(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object. Raises ValueError if it is none of ours."""
+def _parsed(payload: bytes, schema: str) -> dict[str, Any]:
+    """Return the JSON object. Raises ValueError if it is none of this schema."""
     try:
         message = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(message, dict) or message.get("schema") != VERDICT_SCHEMA:
-        raise ValueError(f"not a {VERDICT_SCHEMA}")
+    if not isinstance(message, dict) or message.get("schema") != schema:
+        raise ValueError(f"not a {schema}")
     return message
 
 
@@ -135,15 +154,30 @@ def read_row(message: dict[str, Any]) -> Row:
         raise ValueError(f"a field has another type: {error}") from error
 
 
+def read_status(message: dict[str, Any]) -> Status:
+    """Return what is shown of one status message. Raises ValueError if a field is missing or of another type."""
+    try:
+        station, state, recipe = (str(message[key]) for key in ("station", "state", "internalRecipeId"))
+        if state not in STATES:
+            raise ValueError(f"state {state[:20]!r} is unknown")
+        more = {"ready": f": {recipe}", "running": f": {recipe}", "offline": ": killed, or cut off from the broker"}
+        lines = [_printable(f"{station} is {state}{more.get(state, '')}")]
+        lines += [_printable(f"alarm {alarm['code']}: {alarm['detail']}") for alarm in message["alarms"]]
+        waiting = {str(name): int(one["waiting"]) for name, one in message.get("consumers", {}).items()}
+    except KeyError as error:
+        raise ValueError(f"field {error} is missing") from error
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"a field has another type: {error}") from error
+    return Status(tuple(lines), tuple(sorted(waiting)) if waiting and all(waiting.values()) else ())
+
+
 def _cause(message: dict[str, Any]) -> str:
     """Return why, in a few words: nothing for a pass."""
     if message["outcome"] == "pass":
         return ""
     reason, detail = "" if message["reason"] == "score" else message["reason"], message["detail"]
-    if detail.startswith(f"{reason}: "):  # it begins with the reason in words
-        reason = ""
     cause = ": ".join(_printable(part) for part in (reason, detail) if part)
-    return cause if len(cause) <= MAX_CAUSE_CHARACTERS else cause[: MAX_CAUSE_CHARACTERS - 1] + "…"
+    return cause if len(cause) <= MOST_CAUSE_CHARACTERS else cause[: MOST_CAUSE_CHARACTERS - 1] + "…"
 
 
 def _figure(value: float | None, form: str) -> str:
@@ -155,14 +189,57 @@ def _printable(value: object) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
-class _LiveTable:
-    """The latest verdicts as a table that is drawn in place."""
+class _Silence:
+    """Why nothing comes, in lines for a person."""
+
+    def __init__(self, settings: MqttSettings) -> None:
+        self._settings = settings
+        self._since_s = time.monotonic()
+        self._status: Status | None = None
+        self._away: tuple[str, ...] = ()
+
+    def note_status(self, status: Status) -> None:
+        """The station said how it does; one that says twice that its consumers are behind is not just under way."""
+        self._away = status.away if self._status is not None and self._status.away else ()
+        self._status = status
+
+    def end(self) -> None:
+        """A verdict came."""
+        self._since_s = time.monotonic()
+
+    def explained(self, is_connected: bool, was_connected: bool) -> tuple[str, ...]:
+        """Return what to say of broker and station now."""
+        broker = f"{self._settings.host}:{self._settings.port}"
+        is_long = time.monotonic() > self._since_s + PATIENCE_S
+        if not is_connected:
+            if was_connected:
+                return (f"the connection to {broker} is lost: trying again",)
+            return (f"no broker answers at {broker} yet: trying again",) if is_long else ()
+        if self._status is None:
+            return (
+                (
+                    f"no station speaks at {self._settings.topic}: compare mqtt.topic in its station.yaml, and whether "
+                    "the broker lets you read status",
+                )
+                if is_long
+                else ()
+            )
+        if not (is_long and self._away):
+            return self._status.lines
+        names = ", ".join(self._away)
+        return (*self._status.lines, f"verdicts wait at the station, not acknowledged by {names}: check that it runs")
+
+
+class LiveLines:
+    """How the station does and its latest verdicts, drawn in place."""
 
     def __init__(self, console: Console) -> None:
-        self._rows: deque[Row] = deque(maxlen=max(MIN_ROWS, console.height - 6))
-        self._live = Live(self._table(), console=console, refresh_per_second=10)
+        self._console = console
+        self._rows: deque[Row] = deque(maxlen=MOST_ROWS)
+        self._standing: tuple[str, ...] = ()
+        self._live = Live(self.picture(), console=console, refresh_per_second=10)
 
-    def __enter__(self) -> _LiveTable:
+    def __enter__(self) -> LiveLines:
         self._live.start()
         return self
 
@@ -172,22 +249,43 @@ class _LiveTable:
     def add(self, row: Row) -> None:
         """Show one more verdict."""
         self._rows.append(row)
-        self._live.update(self._table())
+        self._live.update(self.picture())
+
+    def standing(self, lines: tuple[str, ...]) -> None:
+        """Show how the station does."""
+        if lines != self._standing:
+            self._standing = lines
+            self._live.update(self.picture())
 
     def warn(self, text: str) -> None:
-        """Print a warning above the table."""
+        """Print a warning above the verdicts."""
         self._live.console.print(Text(f"warning: {_printable(text)}", style="yellow"))
 
-    def _table(self) -> Table:
-        table = Table()
-        for name, _ in COLUMNS:
-            table.add_column(name, justify="left" if name in {"part", "outcome"} else "right", no_wrap=True)
-        table.add_column("cause", no_wrap=True)
-        for row in self._rows:
-            label, style = LABELS[row.outcome]
-            figures = (row.score, row.threshold, row.latency_ms, row.cause)
-            table.add_row(Text(row.part), row.trigger, Text(label, style=style), *(Text(figure) for figure in figures))
-        return table
+    def picture(self) -> Group:
+        """Return as many of the newest verdicts as the terminal has room for; a cause that is long on a line below."""
+        width, room = self._console.width, self._console.height - 2
+        head = [Text(line, "bold red" if line.startswith("alarm ") else "yellow") for line in self._standing]
+        room -= sum(-(-len(line.plain) // width) for line in head)
+        drawn: deque[Text] = deque()
+        for row in reversed(self._rows):
+            lines = _drawn(row, width)
+            if len(drawn) + len(lines) > room:
+                break
+            drawn.extendleft(reversed(lines))
+        return Group(*head, Text(HEADINGS, "dim", no_wrap=True), *drawn)
+
+
+def _drawn(row: Row, width: int) -> list[Text]:
+    label, style = LABELS[row.outcome]
+    cells = _cells(row)
+    line = Text("  ".join(cells), no_wrap=True, overflow="ellipsis")
+    begin = len(cells[0]) + len(cells[1]) + 4
+    line.stylize(style, begin, begin + len(label))
+    if not row.cause:
+        return [line]
+    if len(line) + 2 + len(row.cause) <= width:
+        return [line.append(f"  {row.cause}")]
+    return [line, *(Text(f"    {words}") for words in wrap(row.cause, max(20, width - 4)))]
 
 
 class _PlainLines:
@@ -195,13 +293,19 @@ class _PlainLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._print("  ".join(f"{name:<{width}}" for name, width in COLUMNS) + "  cause")
+        self._standing: tuple[str, ...] = ()
+        self._print(HEADINGS)
 
     def add(self, row: Row) -> None:
         """Print one verdict."""
-        fields = (row.part, row.trigger, LABELS[row.outcome][0], row.score, row.threshold, row.latency_ms)
-        cells = [f"{field:<{width}}" for field, (_, width) in zip(fields, COLUMNS, strict=True)]
-        self._print("  ".join([*cells, row.cause]).rstrip())
+        self._print("  ".join([*_cells(row), row.cause]).rstrip())
+
+    def standing(self, lines: tuple[str, ...]) -> None:
+        """Print what changed of how the station does."""
+        for line in lines:
+            if line not in self._standing:
+                self._print(f"note: {line}")
+        self._standing = lines
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -211,22 +315,36 @@ class _PlainLines:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _cells(row: Row) -> list[str]:
+    fields = (row.part, row.trigger, LABELS[row.outcome][0], row.score, row.threshold, row.latency_ms)
+    return [f"{field:<{width}}" for field, (_, width) in zip(fields, COLUMNS, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """One message of the station."""
+
+    payload: bytes
+    is_status: bool
+
+
 class _Subscription:
-    """The verdict topic of one station, subscribed again after every reconnection."""
+    """Verdicts and status of one station, subscribed again after every reconnection."""
 
     def __init__(self, settings: MqttSettings) -> None:
-        self.was_connected = False
+        self.is_connected = self.was_connected = False
         self.is_ready = False  # subscribed: every verdict from now on reaches us
-        self._topic = f"{settings.topic}/verdict"
-        self._arrived: SimpleQueue[bytes | BrokerError] = SimpleQueue()
+        self._topic, self._status_topic = f"{settings.topic}/verdict", f"{settings.topic}/status"
+        self._arrived: SimpleQueue[_Arrived | BrokerError] = SimpleQueue()
         self._client = build_client(settings, f"taktsight-watch-{secrets.token_hex(4)}")
         self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
         begin_connecting(self._client, settings)
 
-    def next_payload(self, timeout_s: float) -> bytes | None:
-        """Return the next payload, or None if none came in time. Raises BrokerError if the broker refuses us."""
+    def next_message(self, timeout_s: float) -> _Arrived | None:
+        """Return the next message, or None if none came in time. Raises BrokerError if the broker refuses us."""
         try:
             arrived = self._arrived.get(timeout=timeout_s)
         except Empty:
@@ -246,14 +364,17 @@ class _Subscription:
         if reason.is_failure:
             self._arrived.put(BrokerError(f"the broker refuses us: {reason}: check mqtt.username and password_file"))
             return
-        self.was_connected = True
-        client.subscribe(self._topic, qos=1)
+        self.is_connected = self.was_connected = True
+        client.subscribe([(self._topic, 1), (self._status_topic, 1)])
+
+    def _on_disconnect(self, *_: object) -> None:
+        self.is_connected = False
 
     def _on_subscribe(self, _client: Any, _userdata: Any, _mid: Any, reasons: list[ReasonCode], _props: Any) -> None:
-        if any(reason.is_failure for reason in reasons):
+        if not reasons or reasons[0].is_failure:  # without the other one we know less of why nothing comes
             self._arrived.put(BrokerError(f"the broker does not let us read {self._topic}: check its access list"))
             return
         self.is_ready = True
 
     def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
-        self._arrived.put(bytes(message.payload))
+        self._arrived.put(_Arrived(bytes(message.payload), message.topic == self._status_topic))

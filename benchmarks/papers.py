@@ -3,9 +3,10 @@
     python benchmarks/papers.py --data ../shared/data --out DIR
 
 Resumable: each cell's figures are appended to DIR/papers.csv as soon as it is done, and an interrupted training goes on
-from its checkpoint. --minutes-per-fit ends every training after so long, with the network as it is then; --quick shows
-that everything runs (64 px, 2 epochs, 24 images) and is worth nothing else. Trains on a GPU where torch finds one; what
-is measured runs on the CPU. Writes docs/papers.md from the CSV, or the file given with --page.
+from its checkpoint. --minutes-per-fit ends every training after so long, with the network as it is then (dcgan, its
+encoder and the Siamese network are three); --quick shows that everything runs (64 px, 2 epochs, 24 images) and is worth
+nothing else. Trains on a GPU where torch finds one; what is measured runs on the CPU. Writes docs/papers.md from the
+CSV, or the file given with --page.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from trainer.fit import FitRequest, FitResult, fit
 from trainer.label_limits import normal_intersection
 from trainer.learning import Options
 from trainer.metrics import ScoredImage, evaluate
+from trainer.scorers.latent_frechet import diagonal_distance, frechet_distance, whole_covariances
 
 COLUMNS = ("table", "category", "method", "detector", "backbone", "size_px", "minutes", "measure", "value")
 WEIGHTS = {"vgg16": "vgg16_imagenet_notop_fp16.pth", "xception": "xception_imagenet_notop_fp16.pth"}
@@ -116,7 +118,9 @@ def measure(arguments: argparse.Namespace, cell: Cell) -> dict[str, str]:
         found |= by_type(cell, result, dataset, images)
     if cell.detector.endswith("latent_frechet"):
         found |= frechet_distances(result, images)
-    told = {name: "" if value is None else f"{value:.4f}" for name, value in found.items()}
+    told = {
+        name: value if isinstance(value, str) else f"{value:.4f}" for name, value in found.items() if value is not None
+    }
     return {
         **told,
         "infer_ms": f"{inference_ms(result.recipe):.1f}",
@@ -134,11 +138,10 @@ def fitted(arguments: argparse.Namespace, cell: Cell, dataset: Dataset) -> tuple
     options = Options(
         seed=arguments.seed,
         epochs=2 if arguments.quick else 200,
-        neighbours=5 if arguments.quick else 15,
         device="cuda" if torch.cuda.is_available() else "cpu",
         backbone=cell.backbone,
         weights=None if cell.backbone == "lite0" else arguments.weights / WEIGHTS[cell.backbone],
-        **cell.options,
+        **{"neighbours": 5 if arguments.quick else 15, **cell.options},
     )
     request = FitRequest(
         recipe=arguments.out / f"{name}.recipe",
@@ -157,7 +160,7 @@ def fitted(arguments: argparse.Namespace, cell: Cell, dataset: Dataset) -> tuple
         except OutOfTimeError as over:
             print(f"   out of time after epoch {over.epochs}", flush=True)
             request = replace(request, options=replace(request.options, epochs=over.epochs))
-            ends_s = float("inf")
+            ends_s = time.monotonic() + 60 * arguments.minutes_per_fit  # for what is trained after it
 
 
 def watch(ends_s: float, epochs: int):
@@ -197,31 +200,27 @@ def by_type(cell: Cell, result: FitResult, dataset: Dataset, images: list[Scored
     return found
 
 
-def frechet_distances(result: FitResult, images: list[ScoredImage]) -> dict[str, float]:
+def frechet_distances(result: FitResult, images: list[ScoredImage]) -> dict[str, float | str]:
     """Return the Frechet distance of the latents of good and of defective test images to those of unseen good ones."""
-    usual = latents(result, list(result.good_pictures))
-    found = {}
+    sets = {"usual": latents(result, list(result.good_pictures))}
     for name, wanted in (("good", False), ("defect", True)):
         views = [image.view for image in images if image.defective is wanted and image.view is not None]
-        planes = [view[None] if view.ndim == 2 else view.transpose(2, 0, 1) for view in views]
-        found[f"frechet_{name}"] = frechet(usual, latents(result, planes))
-    found["frechet_ratio"] = found["frechet_defect"] / max(found["frechet_good"], 1e-12)
-    return found
+        sets[name] = latents(result, [view[None] if view.ndim == 2 else view.transpose(2, 0, 1) for view in views])
+    whole = whole_covariances(*sets.values())
+    distance = frechet_distance if whole else diagonal_distance
+    good, defect = (distance(sets["usual"], sets[name]) for name in ("good", "defect"))
+    return {
+        "frechet_good": good,
+        "frechet_defect": defect,
+        "frechet_ratio": defect / max(good, 1e-12),
+        "frechet_covariance": "whole" if whole else "diagonal",
+    }
 
 
-def latents(result: FitResult, pictures: list[np.ndarray]) -> np.ndarray:
+def latents(result: FitResult, pictures: list[np.ndarray]) -> torch.Tensor:
     with torch.inference_mode():
         parts = [result.module.reconstructor(torch.from_numpy(p[None].copy()))[1].flatten(1) for p in pictures]
-    return torch.cat(parts).double().numpy()
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Frechet distance of the normals with diagonal covariance fitted to (n, d) and (m, d).
-
-    Diagonal: a few dozen images do not determine a covariance of 64 dimensions.
-    """
-    spread = np.sqrt(a.var(0)) - np.sqrt(b.var(0))
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + (spread**2).sum())
+    return torch.cat(parts)
 
 
 def best_accuracy(images: list[ScoredImage]) -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py --data ../shared/data --out benchmarks/results/precision.csv
 
+With --recipes FOLDER recipes are kept there, and one that lies there is taken as it is: a run that was cut off goes on.
 One row per category. score_error and map_error are the largest over all test images, relative to the answer or the
 threshold, whichever is larger (agent/engines/parity.py). flips: parts on the other side of the recipe's threshold, in
 all and outside the grey band of the f16 tolerance. On a CPU ONNX Runtime rounds weights and what passes between layers
@@ -45,20 +46,22 @@ def main() -> int:
     for category in categories:
         for detector in arguments.detectors:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                rows.append(pool.submit(measure, arguments.data / category, detector, arguments.size).result())
+                task = pool.submit(measure, arguments.data / category, detector, arguments.size, arguments.recipes)
+                rows.append(task.result())
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
             if arguments.out is not None:
                 write_rows(arguments.out, COLUMNS, rows)
     return 0
 
 
-def measure(folder: Path, detector: str, size: int) -> dict:
-    """Fit one category and compare its two graphs."""
+def measure(folder: Path, detector: str, size: int, recipes: Path | None) -> dict:
+    """Fit one category, unless its recipe is there, and compare its two graphs."""
     dataset = read_dataset(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "x.recipe"
-        request = FitRequest(recipe=path, detector=detector, height=size, width=size, options=Options())
-        write_recipe(path, fit(dataset, request, lambda *_: None).recipe)
+        path = (recipes or Path(scratch)) / f"{folder.name}-{detector}-{size}.recipe"
+        if not path.is_file():
+            request = FitRequest(recipe=path, detector=detector, height=size, width=size, options=Options())
+            write_recipe(path, fit(dataset, request, lambda *_: None).recipe)
         recipe, recipe_mb = read_recipe(path), path.stat().st_size / 1e6
     row = {
         "category": folder.name,
@@ -120,6 +123,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--categories", nargs="*", help="only these")
     parser.add_argument("--detectors", nargs="*", default=["patch_layout"])
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--recipes", type=Path, help="folder to keep the recipes in, and to take them from")
     return parser.parse_args()
 
 

@@ -17,12 +17,15 @@ from calibration.errors import CalibrationError, InputError
 from calibration.frame import reflectance
 from calibration.images import image_files, read_image
 from calibration.photometric import Photometric, ReferencePatch, mean_field, write_photometric
-from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.recipe import MOST_MM_PER_PX, Recipe, read_recipe, write_recipe
 from calibration.recipe_file import read_members
 from calibration.recording import is_recording, read_recording
 from calibration.scores import PartScore, Scores, read_scores
 from calibration.signing import signature_of
 from calibration.thresholds import Thresholds, median_and_deviation, rate_upper_bound, reject_threshold
+
+MM = click.FloatRange(min=0, min_open=True)
+FEWEST_PX = 10  # between two points: an error of a pixel then counts a tenth
 
 
 @click.group(epilog=EXIT_CODES)
@@ -32,7 +35,9 @@ def commands() -> None:
 
 
 @commands.command(
-    "threshold", epilog="Example: taktsight-calibration threshold flange.recipe good.scores --false-reject-rate 0.005"
+    "threshold",
+    short_help="Set a recipe's threshold from good parts.",
+    epilog="Example: taktsight-calibration threshold flange.recipe good.scores --false-reject-rate 0.005",
 )
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("scores", type=click.Path(path_type=Path))
@@ -56,7 +61,9 @@ def threshold_command(recipe: Path, scores: Path, false_reject_rate: float, labe
 
 
 @commands.command(
-    "photometric", epilog="Example: taktsight-calibration photometric station.npz --dark dark/ --flat white/"
+    "photometric",
+    short_help="Calibrate a station's light.",
+    epilog="Example: taktsight-calibration photometric station.npz --dark dark/ --flat white/",
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--dark", type=click.Path(path_type=Path), help="Recording or folder with the lens covered.")
@@ -76,6 +83,32 @@ def photometric_command(
     )
     write_photometric(out, photometric)
     say(f"photometric calibration: {out}")
+
+
+@commands.command(
+    "scale",
+    short_help="Tell a recipe its millimetres.",
+    epilog="Example: taktsight-calibration scale flange.recipe --points 212,80,212,410 --mm 33",
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--points", help="Two points in px of the reference view: X1,Y1,X2,Y2.")
+@click.option("--mm", type=MM, help="The distance between them.")
+@click.option("--mm-per-px", type=MM, help="Instead of the two points: the size of a pixel.")
+def scale_command(recipe: Path, points: str | None, mm: float | None, mm_per_px: float | None) -> None:
+    """Tell RECIPE how large its reference view is: places of a reject are then told in mm too. No verdict changes."""
+    if (points is None) != (mm is None) or (points is None) == (mm_per_px is None):
+        raise click.UsageError("give --points and --mm, or --mm-per-px alone")
+    loaded = read_recipe(recipe)
+    size = mm_per_px if points is None or mm is None else mm / _distance_px(points)
+    if size is None or size > MOST_MM_PER_PX:
+        raise click.UsageError(f"{size} mm per px found, need at most {MOST_MM_PER_PX:g}: check the points")
+    was_signed = signature_of(recipe, read_members(recipe)[0]) is not None
+    write_recipe(recipe, replace(loaded, mm_per_px=size))
+    height, width = loaded.view.reference_size
+    shown = f"{width * size:.4g} x {height * size:.4g} mm"
+    say(f"{size:.4g} mm per px: the reference view of {width}x{height} px shows {shown}")
+    if was_signed:
+        note("the recipe was signed without this scale: have it signed again with taktsight-trainer sign")
 
 
 def fitted(parts: list[PartScore], false_reject_rate: float, engine: str) -> Thresholds:
@@ -153,6 +186,19 @@ def _field(source: Path, bit_depth: int | None) -> NDArray[np.float32]:
     if not frames:
         raise InputError(f"{source}: no images found: put images of the covered lens or the white sheet there")
     return mean_field([reflectance(pixels, depth) for pixels, depth in frames], 8)
+
+
+def _distance_px(text: str) -> float:
+    try:
+        x1, y1, x2, y2 = (float(number) for number in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} found, need X1,Y1,X2,Y2", param_hint="--points") from error
+    distance = math.hypot(x2 - x1, y2 - y1)
+    if not (math.isfinite(distance) and distance >= FEWEST_PX):
+        raise click.BadParameter(
+            f"two points {distance:g} px apart found, need {FEWEST_PX} or more", param_hint="--points"
+        )
+    return distance
 
 
 def _patch(text: str) -> ReferencePatch:

@@ -82,26 +82,25 @@ class ConditionLimits:
         if found.brightness < self.least_brightness and found.dark_level < self.dark_level:
             return Complaint(
                 "too_dark",
-                f"too dark: brightness {found.brightness:.3f}, need {self.least_brightness:.3f}: check the lamp and "
-                "the exposure",
+                f"brightness {found.brightness:.3f}, need {self.least_brightness:.3f}: check the lamp and the exposure",
             )
         if found.bright_level >= self.bright_level:
             if found.saturated_share > self.most_saturated_share:
                 return Complaint(
                     "saturated",
-                    f"saturated: {found.saturated_share:.1%} of the frame at full scale, at most "
+                    f"{found.saturated_share:.1%} of the frame at full scale, at most "
                     f"{self.most_saturated_share:.1%} expected: check the exposure, the lamp and stray light",
                 )
             if found.brightness > self.most_brightness:
                 return Complaint(
                     "saturated",
-                    f"too bright: brightness {found.brightness:.3f}, at most {self.most_brightness:.3f} expected: "
+                    f"brightness {found.brightness:.3f}, at most {self.most_brightness:.3f} expected: "
                     "check the exposure, the lamp and stray light",
                 )
         if found.sharpness is not None and found.sharpness < self.least_sharpness:
             return Complaint(
                 "blurred",
-                f"blurred: sharpness {found.sharpness:.2f}, need {self.least_sharpness:.2f}: check focus, lens and "
+                f"sharpness {found.sharpness:.2f}, need {self.least_sharpness:.2f}: check focus, lens and "
                 "whether the part moves during exposure",
             )
         return None

@@ -1,6 +1,6 @@
 """From a frame to what the detector sees: the one copy of this path, used in training and in production.
 
-frame -> registration -> region of interest, size, colour, gamma -> batch (1, C, h, w) float32, reflectance 0..1
+frame -> registration -> crop: region of interest, size, colour -> gamma -> batch (1, C, h, w) float32, reflectance 0..1
 """
 
 from __future__ import annotations
@@ -95,12 +95,18 @@ def prepare(pixels: Pixels, bit_depth: int, view: View, reference: Reference | N
 
 def to_batch(pixels: Pixels, bit_depth: int, view: View, registration: Registration | None) -> NDArray[np.float32]:
     """Return (1, C, h, w) float32: region of interest at the detector's size, in its colours, under its gamma."""
+    return batch_of(to_crop(pixels, view, registration), bit_depth, view)
+
+
+def to_crop(pixels: Pixels, view: View, registration: Registration | None) -> Pixels:
+    """Return (h, w) or (h, w, 3), of the same type: region of interest at the detector's size, in its colours."""
     channels = pixels if view.colour else gray(pixels)
-    if registration is None:
-        picture = _resized(channels, bit_depth, view)
-    else:
-        picture = _warped(channels, bit_depth, view, registration)
-    picture = gamma_corrected(picture, view.gamma)
+    return _resized(channels, view) if registration is None else _warped(channels, view, registration)
+
+
+def batch_of(crop: Pixels, bit_depth: int, view: View) -> NDArray[np.float32]:
+    """Return a crop as (1, C, h, w) float32, under the view's gamma."""
+    picture = gamma_corrected(reflectance(crop, bit_depth), view.gamma)
     channels_first = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
     return np.ascontiguousarray(channels_first[None])
 
@@ -149,7 +155,7 @@ def scaling(scale_x: float, scale_y: float, offset_x: float, offset_y: float) ->
     return np.array([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y], [0.0, 0.0, 1.0]])
 
 
-def _resized(pixels: Pixels, bit_depth: int, view: View) -> NDArray[np.float32]:
+def _resized(pixels: Pixels, view: View) -> Pixels:
     """Return region of interest at the detector's size; every source pixel counts once where it shrinks."""
     if view.region is not None:
         box = view.region
@@ -162,14 +168,14 @@ def _resized(pixels: Pixels, bit_depth: int, view: View) -> NDArray[np.float32]:
     shrinks = pixels.shape[0] >= view.height and pixels.shape[1] >= view.width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized: NDArray[Any] = cv2.resize(pixels, (view.width, view.height), interpolation=method)
-    return reflectance(resized, bit_depth)
+    return resized
 
 
-def _warped(pixels: Pixels, bit_depth: int, view: View, registration: Registration) -> NDArray[np.float32]:
+def _warped(pixels: Pixels, view: View, registration: Registration) -> Pixels:
     """Return the registered part at the detector's size, interpolated once."""
     view_from_image = np.linalg.inv(view.reference_from_view()) @ registration.reference_from_image
     size = (view.height, view.width)
-    return reflectance(_resampled(pixels, view_from_image, size, cv2.BORDER_REPLICATE), bit_depth)
+    return _resampled(pixels, view_from_image, size, cv2.BORDER_REPLICATE)
 
 
 def _reduction(transform: NDArray[np.float64]) -> tuple[int, int]:

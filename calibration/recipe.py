@@ -9,6 +9,7 @@ signature, see `calibration.signing`.
     preparation.json    view, registration limits, limits of light and focus
     reference.png       mean of the aligned good parts, where the product is registered
     weight.png          how much each place of the reference counts
+    zones.png           which zone each cell of the map belongs to, where zones are drawn; format 3
     thresholds.json
     selftest.npy        a few prepared parts, with their answers in selftest.json
     selftest_maps.npy   their anomaly maps; format 2
@@ -40,6 +41,7 @@ from calibration.recipe_file import (
     GRAPHS,
     REFERENCE,
     SINCE_2,
+    SINCE_3,
     canonical,
     members_digest,
     read_members,
@@ -50,9 +52,11 @@ from calibration.recipe_file import (
 )
 from calibration.registration import Reference, RegistrationSettings
 from calibration.thresholds import Thresholds
+from calibration.zones import ELSEWHERE, Zones, is_zone_name
 
 MAX_SIDE_PX = 65_535  # of a view or a reference
 MAX_REFERENCE_PX = 2**28
+MOST_MM_PER_PX = 1000.0
 
 Filled = TypeVar("Filled")
 
@@ -94,6 +98,8 @@ class Recipe:
     thresholds: Thresholds
     selftest: SelfTest
     graph_f16: bytes | None = None  # ONNX in half precision; None where it was not close enough, and in format 1
+    zones: Zones | None = None  # None where none are drawn
+    mm_per_px: float | None = None  # of the reference view; None where nobody measured it
     condition: ConditionLimits | None = None  # None where light and focus were not learnt: nothing is refused for them
     training: Mapping[str, Any] = field(default_factory=dict)  # seed, counts, decisions and their reasons
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -145,6 +151,8 @@ def _members(recipe: Recipe) -> dict[str, bytes]:
     if recipe.reference is not None:
         members["reference.png"] = encode_png(recipe.reference.image)
         members["weight.png"] = encode_png(recipe.reference.weight)
+    if recipe.zones is not None:
+        members["zones.png"] = encode_png(recipe.zones.cells)
     members["thresholds.json"] = canonical(asdict(recipe.thresholds))
     members["selftest.npy"] = _npy(recipe.selftest.batches)
     members["selftest.json"] = canonical({"scores": recipe.selftest.scores, "map_peaks": recipe.selftest.map_peaks})
@@ -157,12 +165,15 @@ def _members(recipe: Recipe) -> dict[str, bytes]:
 
 def _manifest(recipe: Recipe, members: Mapping[str, bytes]) -> dict[str, Any]:
     listed = {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in members.items()}
+    needed = [version for version, names in ((2, SINCE_2), (3, SINCE_3)) if any(name in members for name in names)]
+    scale = {} if recipe.mm_per_px is None else {"mm_per_px": recipe.mm_per_px}  # decides no verdict
     return {
-        "format": 2 if any(name in members for name in SINCE_2) else 1,  # the oldest that can hold it
+        "format": max([1, *needed]),
         "product": recipe.product,
         "detector": recipe.detector,
         "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "training": dict(recipe.training),
+        **scale,
         "members": listed,
         "digest": members_digest(listed, [name for name in listed if name not in FOR_PEOPLE]),
     }
@@ -180,12 +191,15 @@ def _preparation(recipe: Recipe) -> dict[str, Any]:
     prepared = {"view": asdict(recipe.view), "registration": limits}
     if recipe.condition is not None:  # left out, not null: an older recipe keeps its detector digest
         prepared["condition"] = asdict(recipe.condition)
+    if recipe.zones is not None:
+        prepared["zones"] = {"names": recipe.zones.names, "gain": recipe.zones.gain, "offset": recipe.zones.offset}
     return prepared
 
 
 def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Recipe:
     preparation = strict_json(members["preparation.json"])
     view = _view(preparation["view"])
+    proof = _selftest(members, view)
     return Recipe(
         product=_name(manifest["product"]),
         detector=_name(manifest["detector"]),
@@ -193,8 +207,10 @@ def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> 
         view=view,
         reference=_reference(preparation["registration"], members),
         thresholds=_thresholds(strict_json(members["thresholds.json"])),
-        selftest=_selftest(members, view),
+        selftest=proof,
         graph_f16=members.get("detector.f16.onnx"),
+        zones=_zones(preparation.get("zones"), members, proof),
+        mm_per_px=_mm_per_px(manifest.get("mm_per_px")),
         condition=_condition(preparation.get("condition")),
         training=_mapping(manifest["training"]),
         metrics=_mapping(strict_json(members.get("metrics.json", b"{}"))),
@@ -206,7 +222,7 @@ def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> 
 
 def _detector_digest(listed: Mapping[str, Any]) -> str:
     return members_digest(
-        listed, [name for name in listed if name in ("detector.onnx", "preparation.json", *REFERENCE)]
+        listed, [name for name in listed if name in ("detector.onnx", "preparation.json", *SINCE_3, *REFERENCE)]
     )
 
 
@@ -248,6 +264,26 @@ def _condition(values: dict[str, Any] | None) -> ConditionLimits | None:
     _want(all(0 <= share <= 1 for share in shares) and limits.least_brightness <= limits.most_brightness, values)
     _want(limits.most_saturated_share >= 0 and limits.least_sharpness >= 0, values)
     return limits
+
+
+def _zones(values: dict[str, Any] | None, members: Mapping[str, bytes], proof: SelfTest) -> Zones | None:
+    _want((values is None) == ("zones.png" not in members), "zones.png, or zones in preparation.json, alone")
+    if values is None:
+        return None
+    names, gain, offset = values["names"], _number(values["gain"]), _number(values["offset"])
+    _want(len(values) == 3 and isinstance(names, list) and len(names) >= 2 and names[0] == ELSEWHERE, values)
+    _want(all(is_zone_name(name) for name in names[1:]) and len(set(names)) == len(names) and gain > 0, values)
+    cells = _gray_png(members, "zones.png")
+    _want(proof.maps is not None and cells.shape == proof.maps.shape[2:], f"zones.png: {cells.shape}")
+    _want(int(cells.max()) < len(names), f"zones.png: zone {cells.max()} of {len(names)}")
+    return Zones(tuple(names), cells, gain, offset)
+
+
+def _mm_per_px(value: Any) -> float | None:
+    if value is None:
+        return None
+    _want(0 < _number(value) <= MOST_MM_PER_PX, f"mm_per_px {value!r}")
+    return float(value)
 
 
 def _gray_png(members: Mapping[str, bytes], name: str) -> NDArray[np.uint8]:

@@ -24,14 +24,15 @@ from typing import Any, BinaryIO, NoReturn
 
 from calibration.errors import RecipeError
 
-FORMAT_VERSION = 2  # the newest that is read; what needs no more is written as 1
+FORMAT_VERSION = 3  # the newest that is read; a recipe is written in the oldest that can hold it
 MANIFEST = "manifest.json"
 SEAL = "manifest_sha256"  # key of the manifest: digest of all its other keys
 REQUIRED = ("detector.onnx", "preparation.json", "thresholds.json", "selftest.npy", "selftest.json")
 REFERENCE = ("reference.png", "weight.png")
 SINCE_2 = ("detector.f16.onnx", "selftest_maps.npy")
+SINCE_3 = ("zones.png",)
 FOR_PEOPLE = ("metrics.json", "report.html")
-MEMBERS = REQUIRED + SINCE_2 + REFERENCE + FOR_PEOPLE
+MEMBERS = REQUIRED + SINCE_2 + SINCE_3 + REFERENCE + FOR_PEOPLE
 GRAPHS = ("detector.onnx", "detector.f16.onnx")
 MAX_BYTES = 2 * 1024**3  # of the whole file
 MAX_MANIFEST_BYTES = 16 * 1024**2

@@ -2,11 +2,13 @@
 
     simulated line -> recording -> trainer -> recipe -> agent at 2 Hz -> embedded broker -> this subscriber
 
-At the end the verdicts, as they came over MQTT, stand beside the simulator's truth.
+At the end the verdicts, as they came over MQTT, stand beside the simulator's truth. With `--camera genicam` the same
+parts stand before a GigE Vision camera, and come through harvesters and our GenTL producer.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import socket
 import subprocess
@@ -18,56 +20,98 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from line_camera import LineCamera, before_the_camera, build
 from rich.table import Table
 
 from agent.config import read_station
 from agent.mqtt.client import MqttSettings
-from agent.simulation.line import PartPlan, SimulatedLine
+from agent.simulation.line import LineSettings, PartPlan, SimulatedLine
 from agent.watch import watch
 from calibration.console import console, latency_table, say
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out" / "demo"
 BIN = Path(sys.executable).parent
-GOOD_PARTS = 80
-PARTS = 100
+GENICAM = "genicam"
 WATCH_TIMEOUT_S = 120.0
 WANTED = {"good": "pass", "defective": "reject"}  # every other kind: no_verdict
 
 
 def main() -> int:
     """Run the whole demo; 0 if every trigger got exactly one verdict over MQTT."""
-    started_s = time.monotonic()
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    shutil.copy(HERE / "learn.yaml", OUT)
+    started_s, options = time.monotonic(), read_options()
+    out: Path = options.out
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    if options.camera == GENICAM:
+        headline("0. The camera: its GenTL producer, and a line simulator that speaks GigE Vision")
+        say("$ " + shown(" ".join(build())))
+    learn_file, station_file, recipe = out / "learn.yaml", out / "line.yaml", out / "flange.recipe"
+    port = free_port()
+    learn_file.write_text((HERE / "learn.yaml").read_text())
+    station_file.write_text((HERE / "line.yaml").read_text().replace("port: 1883", f"port: {port}"))
+    line = settings_of(station_file)
 
     headline("1. The line makes good parts; the camera records them")
-    run("taktsight-agent", "capture", OUT / "learn.yaml", OUT / "good", "--count", GOOD_PARTS)
+    with camera(options, learn_file, options.good):
+        run("taktsight-agent", "capture", learn_file, out / "good", "--count", options.good)
     headline("2. The trainer learns what a good part looks like")
-    recipe = OUT / "flange.recipe"
-    run("taktsight-trainer", "fit", OUT / "good", "--recipe", recipe, "--product", "flange", "--size", 512)
-    headline(f"3. The agent inspects {PARTS} parts at 2 Hz; verdicts come over MQTT")
-    station_file, port = OUT / "line.yaml", free_port()
-    station_file.write_text((HERE / "line.yaml").read_text().replace("port: 1883", f"port: {port}"))
+    run("taktsight-trainer", "fit", out / "good", "--recipe", recipe, "--product", "flange", "--size", options.size)
+    headline(f"3. The agent inspects {options.parts} parts at 2 Hz; verdicts come over MQTT")
     settings = MqttSettings(topic="acme/plant1/assembly/line1/cell1", port=port, protocol=3)
-    with broker(port), Agent(station_file) as agent:
+    with camera(options, station_file, options.parts), broker(port), Agent(station_file, options.parts) as agent:
         verdicts = watch(
             settings,
-            count=PARTS,
+            count=options.parts,
             timeout_s=WATCH_TIMEOUT_S,
             console=console,
             on_subscribed=agent.start,
             give_up=agent.failed,
         )
     headline("4. What came out")
-    show_confusion(verdicts, station_file)
+    show_confusion(verdicts, line, options.parts)
     show_latency(verdicts)
     say(f"agent's own summary: {shown(agent.log_file)}")
     say(f"trainer's report:    {shown(recipe)}.html")
-    say(f"shift report:        {shown(OUT / 'archive' / 'report.html')}")
+    say(f"shift report:        {shown(out / 'archive' / 'report.html')}")
     say(f"done in {time.monotonic() - started_s:.0f} s")
-    return 0 if sorted(message["trigger"] for message in verdicts) == list(range(1, PARTS + 1)) else 1
+    return 0 if sorted(message["trigger"] for message in verdicts) == list(range(1, options.parts + 1)) else 1
+
+
+def read_options() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description="A line in a box: simulated parts, training, inspection, verdicts.")
+    parser.add_argument(
+        "--camera",
+        choices=("simulated", GENICAM),
+        default="simulated",
+        help="genicam: the same parts before a GigE Vision camera; builds agent/gentl",
+    )
+    parser.add_argument("--good", type=int, default=80, help="good parts to learn from [80]")
+    parser.add_argument("--parts", type=int, default=100, help="parts to inspect [100]")
+    parser.add_argument("--size", type=int, default=512, help="of the detector's picture, px [512]")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder, emptied first [out/demo]")
+    return parser.parse_args()
+
+
+def settings_of(station_file: Path) -> LineSettings:
+    """Return which parts the line makes."""
+    line = read_station(station_file).camera.line
+    assert line is not None
+    return line
+
+
+@contextmanager
+def camera(options: argparse.Namespace, station_file: Path, count: int) -> Iterator[None]:
+    """Put the parts of this station before the camera that is wanted; the simulated one is part of the agent."""
+    if options.camera != GENICAM:
+        yield
+        return
+    pictures = station_file.with_suffix("") / "pictures"
+    with LineCamera(settings_of(station_file), count, pictures) as line_camera:
+        station_file.write_text(before_the_camera(station_file.read_text()))
+        say("$ " + " ".join(shown(word) for word in line_camera.command))
+        yield
 
 
 def headline(text: str) -> None:
@@ -86,7 +130,7 @@ def run(command: str, *arguments: object) -> None:
 
 def shown(path: object) -> str:
     """Return a path as the user would type it."""
-    return str(path).removeprefix(f"{Path.cwd()}/")
+    return str(path).replace(f"{Path.cwd()}/", "")
 
 
 @contextmanager
@@ -108,9 +152,9 @@ def broker(port: int) -> Iterator[None]:
 class Agent:
     """The agent as a process beside us, as systemd would run it; its own summary goes to a file."""
 
-    def __init__(self, station_file: Path) -> None:
-        self.log_file = OUT / "agent.log"
-        self._command = ["taktsight-agent", "run", str(station_file), "--count", str(PARTS)]
+    def __init__(self, station_file: Path, parts: int) -> None:
+        self.log_file = station_file.with_name("agent.log")
+        self._command = ["taktsight-agent", "run", str(station_file), "--count", str(parts)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Agent:
@@ -142,10 +186,8 @@ class Agent:
             say(self.log_file.read_text())
 
 
-def show_confusion(verdicts: list[dict[str, Any]], station_file: Path) -> None:
+def show_confusion(verdicts: list[dict[str, Any]], settings: LineSettings, parts: int) -> None:
     """Print what each kind of part was in truth against what was said of it."""
-    settings = read_station(station_file).camera.line
-    assert settings is not None
     line = SimulatedLine(settings)
     said: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for message in verdicts:
@@ -160,7 +202,7 @@ def show_confusion(verdicts: list[dict[str, Any]], station_file: Path) -> None:
         table.add_row(name, *(str(count) for count in counts), f"{wanted}/{outcomes.total()}")
     console.print(table)
     escaped = sum(outcomes["pass"] for (kind, _), outcomes in said.items() if kind != "good")
-    say(f"{len(verdicts)} verdicts for {PARTS} triggers; {escaped} parts passed that should not have")
+    say(f"{len(verdicts)} verdicts for {parts} triggers; {escaped} parts passed that should not have")
 
 
 def show_latency(verdicts: list[dict[str, Any]]) -> None:

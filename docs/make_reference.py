@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import agent.config
+from agent.cameras.several import CAMERAS
 from agent.commands.message import COMMANDS
 from calibration.errors import TaktsightError
 from calibration.settings import REQUIRED, Section
@@ -50,10 +51,11 @@ DEFAULTS = {  # of keys that say "not given", and what stands in then
     "sparkplug.device": "the station's name",
     "output.at_ms": "`deadline_ms`",
     "output.chip": "`/dev/gpiochip0`",
+    "trigger.chip": "`/dev/gpiochip0`",
 }
 KINDS = {"number": "number", "whole": "whole number", "flag": "`true` or `false`", "text": "text", "path": "path",
          "whole_list": "list of whole numbers", "text_list": "list of words"}  # fmt: skip
-IN_KINDS = ("camera", "output")  # sections whose keys hang on their `kind`
+IN_KINDS = ("camera", "output", "trigger")  # sections whose keys hang on their `kind`
 SECTIONS = {
     "": "Station",
     "recipes": "Whose recipes run",
@@ -61,6 +63,7 @@ SECTIONS = {
     "camera.trigger": "Camera: trigger",
     "camera.white_balance": "Camera: white balance",
     "engine": "Engine",
+    "trigger": "What announces parts",
     "output": "Output",
     "mqtt": "Broker and consumers",
     "outbox": "Verdicts that wait",
@@ -76,6 +79,7 @@ ABOUT = {
     "is not given is as the camera's user set has it.",
     "camera.white_balance": "Left out: as the camera is.",
     "output": "Left out: nobody is told. Kinds in brackets: read with those alone. See [the gate](output.md).",
+    "trigger": "Left out: the beat of `takt_ms`, or the camera's own trigger. See [triggers](camera.md#trigger).",
     "mqtt": "Left out: no broker; verdicts are in the archive alone. See [connect the MES](connect-the-mes.md).",
     "archive": "Left out: nothing is archived.",
     "health": "See [health](health.md).",
@@ -154,6 +158,20 @@ WORDS = {
     "engine.workspace_mb": "tensorrt: device memory that compiling may use",
     "engine.cache": "tensorrt: folder of compiled plans",
     "engine.fallback": "tensorrt: `allow`: a CPU engine in f32 stands in where there is no GPU, and says so",
+    "trigger.kind": "`modbus`: a PLC announces parts; `gpio`: a pin of this computer does",
+    "trigger.least_gap_ms": "parts nearer to each other are counted (`parts_too_near`); 0: none",
+    "trigger.host": "address of the PLC",
+    "trigger.port": "of the PLC",
+    "trigger.unit": "Modbus unit of the PLC",
+    "trigger.signal": "`input`, `coil`: its rising edge is a part; `counter`: each step of a holding register",
+    "trigger.address": "of the signal on the wire, from 0",
+    "trigger.poll_ms": "between two questions to the PLC",
+    "trigger.answer_ms": "within which the PLC must answer",
+    "trigger.within_ms": "a part that may have come longer ago is `frame_lost`, it is not pictured elsewhere",
+    "trigger.chip": "of the pin",
+    "trigger.line": "number of the pin on its chip",
+    "trigger.active": "level of the pin while a part is there",
+    "trigger.debounce_us": "shorter pulses are none",
     "output.kind": "`file`: one line per part, `trigger action ms-after-trigger`, as a gate would be told",
     "output.file": "file to append to",
     "output.at_ms": "from the trigger of a part until it is before the gate",
@@ -269,9 +287,9 @@ class NotingSection(Section):
         return NotingSection(self._given, self._noted, f"{self._path}{key}.")
 
     def has(self, key: str) -> bool:
-        """Everything is given."""
+        """Everything is given, for one camera."""
         self._asked.add(key)
-        return True
+        return key != CAMERAS
 
     def _note(self, key: str, found: Key) -> None:
         values = (found.kind, found.default, found.minimum, found.maximum, found.options)
@@ -313,7 +331,8 @@ def page() -> str:
         "",
         "Every key with type, range and default; an unknown key, a wrong type or a value out of range is an error that",
         "names the key (exit code 4). Relative paths start at the file's own folder. A name ends with its unit.",
-        "`taktsight-agent doctor station.yaml` checks a file without running it. The shortest one:",
+        "`taktsight-agent doctor station.yaml` checks a file without running it. Several cameras in one file:",
+        "[cameras](camera.md#several-cameras). The shortest one:",
         "",
         "```yaml",
         SHORTEST.rstrip(),

@@ -1,8 +1,8 @@
 """A GPU, its driver and TensorRT as programs see them, for machines that have none.
 
 `FakeDriver` is the module pycuda.driver, `FakeLibrary` libcuda itself, `FakeRuntime` the module tensorrt. Work that is
-put on the stream while it is captured is not done until the graph is launched, as on a GPU. What is to fail is given by
-the name of the call.
+put on the stream while it is captured is not done until the graph is launched, as on a GPU. Networks that are put
+together layer by layer are computed so when their plan runs. What is to fail is given by the name of the call.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class FakeDriver:
         self.name, self.cuda, self.fails = name, cuda, fails or {}
         self.depth = 0  # of the contexts that are current
         self.taken = 0  # bytes of device memory
+        self.copied: list[int] = []  # bytes of each copy to the device
         self.streams = 0  # made so far; handles are 77, 78, ...
         self.waiting: dict[int, list[Callable[[], None]]] = {}  # by stream, while a capture is on
 
@@ -84,7 +85,7 @@ class FakeDriver:
 
     def pagelocked_empty(self, shape: tuple[int, ...], kind: Any) -> np.ndarray:
         self._in_context("cuMemHostAlloc")
-        return np.full(shape, np.nan, kind)
+        return np.full(shape, np.nan if kind == np.float32 else 99, kind)
 
     def mem_alloc(self, n_bytes: int) -> Memory:
         self._in_context("cuMemAlloc")
@@ -93,25 +94,26 @@ class FakeDriver:
 
     def memcpy_htod_async(self, memory: Memory, array: np.ndarray, stream: Any) -> None:
         self._in_context("cuMemcpyHtoDAsync")
-        self.put(stream.handle, lambda: np.copyto(memory.content, array.ravel()))
+        self.copied.append(array.nbytes)
+        self.put(stream.handle, lambda: np.copyto(memory.content, array.ravel().view(np.uint8)))
 
     def memcpy_dtoh_async(self, array: np.ndarray, memory: Memory, stream: Any) -> None:
         self._in_context("cuMemcpyDtoHAsync")
-        self.put(stream.handle, lambda: np.copyto(array, memory.content.reshape(array.shape)))
+        self.put(stream.handle, lambda: np.copyto(array, memory.content.view(array.dtype).reshape(array.shape)))
 
 
 class Memory:
     """Device memory; freed without a context it is lost."""
 
     def __init__(self, driver: FakeDriver, n_bytes: int) -> None:
-        self.driver, self.content = driver, np.zeros(n_bytes // 4, np.float32)
+        self.driver, self.content = driver, np.zeros(n_bytes, np.uint8)
 
     def __int__(self) -> int:
         return id(self)
 
     def __del__(self) -> None:
         if self.driver.depth > 0:
-            self.driver.taken -= 4 * len(self.content)
+            self.driver.taken -= len(self.content)
 
 
 class FakeLibrary:
@@ -172,11 +174,14 @@ def fake_gpu(driver: FakeDriver | None = None, library: FakeLibrary | None = Non
 class FakeRuntime:
     """tensorrt: its plans say which graph, version and GPU they are for, and answer as tests/recipes.py works out.
 
-    fails: "parse", "build", "Builder", "deserialize", "context", "execute" or "address". wrong: added to every map.
+    fails: "parse", "build", "Builder", "deserialize", "context", "execute" or "address"; "crop" fails at building, and
+    "crop context" at laying out, what makes batches of crops. wrong: added to every map. dark: share that a crop loses.
     """
 
     __name__ = "tensorrt"
-    float32 = "DataType.FLOAT"
+    float32, uint8 = "DataType.FLOAT", "DataType.UINT8"
+    ElementWiseOperation = SimpleNamespace(DIV="DIV")
+    Permutation = staticmethod(list)
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=3)
     MemoryPoolType = SimpleNamespace(WORKSPACE="WORKSPACE")
     BuilderFlag = SimpleNamespace(TF32="TF32")
@@ -189,9 +194,10 @@ class FakeRuntime:
         fails: tuple[str, ...] = (),
         shapes: dict[str, tuple[int, ...]] | None = None,
         wrong: float = 0.0,
+        dark: float = 0.0,
     ) -> None:
         self.driver, self.__version__, self.fails, self.wrong = driver or FakeDriver(), version, set(fails), wrong
-        self.shapes = shapes or SHAPES
+        self.shapes, self.dark = shapes or SHAPES, dark
         self.builds = 0
         self.asked: dict[str, Any] = {}  # of the last build
 
@@ -204,16 +210,9 @@ class FakeRuntime:
     def Builder(self, logger: Any) -> Any:  # noqa: N802
         if "Builder" in self.fails:
             raise TypeError("pybind11::init(): factory function returned nullptr")
-        network = SimpleNamespace(
-            num_inputs=1,
-            get_input=lambda _: SimpleNamespace(name="image", shape=self.shapes["image"]),
-            num_layers=1,
-            get_layer=lambda _: SimpleNamespace(
-                type="LayerType.CONVOLUTION", get_output=lambda _: SimpleNamespace(dtype="DataType.HALF")
-            ),
-        )
 
         def create_network(flags: int) -> Any:
+            network = FakeNetwork(self.shapes["image"])
             self.asked = {"flags": flags, "network": network}
             return network
 
@@ -233,9 +232,11 @@ class FakeRuntime:
 
     def _built(self, network: Any, config: Any) -> bytes | None:
         self.builds += 1
-        return None if "build" in self.fails else self._plan(hashlib.sha256(network.graph).hexdigest())
+        if "build" in self.fails or ("crop" in self.fails and network.graph is None):
+            return None
+        return self._plan(network.layers if network.graph is None else hashlib.sha256(network.graph).hexdigest())
 
-    def _plan(self, graph: str) -> bytes:
+    def _plan(self, graph: str | list[Any]) -> bytes:
         return json.dumps({"graph": graph, "version": self.__version__, "gpu": self.driver.name}).encode()
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
@@ -245,14 +246,75 @@ class FakeRuntime:
         fields = json.loads(plan)
         if "deserialize" in self.fails or plan != self._plan(fields["graph"]):
             return None
-        names = list(self.shapes)
+        layers = fields["graph"] if isinstance(fields["graph"], list) else None
+        shapes = self.shapes if layers is None else {"crop": tuple(layers[0][1]), "image": self.shapes["image"]}
+        names, refused = list(shapes), "context" if layers is None else "crop context"
         return SimpleNamespace(
             num_io_tensors=len(names),
             get_tensor_name=lambda place: names[place],
-            get_tensor_shape=lambda name: self.shapes[name],
-            get_tensor_dtype=lambda name: self.float32,
-            create_execution_context=lambda: None if "context" in self.fails else FakeContext(self),
+            get_tensor_shape=lambda name: shapes[name],
+            get_tensor_dtype=lambda name: self.uint8 if name == "crop" else self.float32,
+            create_execution_context=lambda: None if refused in self.fails else FakeContext(self, layers),
         )
+
+
+class FakeNetwork:
+    """A network: of a graph that was parsed, or of layers that were added to it, each fed by the one before."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.graph: bytes | None = None
+        self.shape = shape
+        self.layers: list[Any] = []
+        self.num_inputs = 1
+
+    @property
+    def num_layers(self) -> int:
+        return max(1, len(self.layers) - 1)
+
+    def get_input(self, place: int) -> Any:
+        return SimpleNamespace(name="image", shape=self.shape)
+
+    def get_layer(self, place: int) -> Any:
+        return self._layer("CONVOLUTION", "DataType.HALF")
+
+    def _layer(self, kind: str, dtype: str = "DataType.FLOAT") -> Any:
+        tensor = SimpleNamespace(dtype=dtype)
+        return SimpleNamespace(type=f"LayerType.{kind}", get_output=lambda place: tensor)
+
+    def add_input(self, name: str, dtype: str, shape: tuple[int, ...]) -> Any:
+        assert (name, dtype) == ("crop", "DataType.UINT8")
+        self.layers.append(["crop", shape])
+        return SimpleNamespace(dtype=dtype)
+
+    def add_cast(self, tensor: Any, dtype: str) -> Any:
+        assert dtype == "DataType.FLOAT"
+        self.layers.append(["cast"])
+        return self._layer("CAST")
+
+    def add_constant(self, shape: tuple[int, ...], values: np.ndarray) -> Any:
+        self.constant = float(values.reshape(-1)[0])
+        return self._layer("CONSTANT")
+
+    def add_elementwise(self, one: Any, other: Any, operation: str) -> Any:
+        assert operation == "DIV"
+        self.layers.append(["divide", self.constant])
+        return self._layer("ELEMENTWISE")
+
+    def add_shuffle(self, tensor: Any) -> Any:
+        network = self
+
+        class Shuffle:
+            def __setattr__(self, name: str, value: Any) -> None:
+                assert name == "first_transpose"
+                network.layers.append(["transpose", value])
+
+            def get_output(self, place: int) -> Any:
+                return SimpleNamespace(dtype="DataType.FLOAT")
+
+        return Shuffle()
+
+    def mark_output(self, tensor: Any) -> None:
+        assert tensor.name == "image"
 
 
 class FakeConfig:
@@ -280,10 +342,10 @@ class FakeConfig:
 
 
 class FakeContext:
-    """Runs a plan: reads and writes the memory whose addresses it was given."""
+    """Runs a plan: reads and writes the memory whose addresses it was given. layers: None for a parsed graph."""
 
-    def __init__(self, runtime: FakeRuntime) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: FakeRuntime, layers: list[Any] | None) -> None:
+        self.runtime, self.layers = runtime, layers
         self.memory: dict[str, Memory] = {}
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -291,12 +353,26 @@ class FakeContext:
         return "address" not in self.runtime.fails
 
     def execute_async_v3(self, stream: int) -> bool:
-        def work() -> None:
-            image = self.memory["image"].content.reshape(self.runtime.shapes["image"])
-            anomaly_map, score = tiny_answer(image)
-            self.memory["anomaly_map"].content[:] = anomaly_map.ravel() + self.runtime.wrong
-            self.memory["score"].content[:] = score
-
         if "execute" not in self.runtime.fails:
-            self.runtime.driver.put(stream, work)
+            self.runtime.driver.put(stream, self._network if self.layers is None else self._layers)
         return "execute" not in self.runtime.fails
+
+    def _network(self) -> None:
+        anomaly_map, score = tiny_answer(self._values("image").reshape(self.runtime.shapes["image"]))
+        self._values("anomaly_map")[:] = anomaly_map.ravel() + self.runtime.wrong
+        self._values("score")[:] = score
+
+    def _layers(self) -> None:
+        steps = {
+            "cast": lambda values: values.astype(np.float32),
+            "divide": lambda values, by: values / np.float32(by),
+            "transpose": lambda values, axes: values.transpose(axes),
+        }
+        (_, shape), *layers = self.layers or ()
+        values = self.memory["crop"].content.reshape(shape)
+        for name, *settings in layers:
+            values = steps[name](values, *settings)
+        self._values("image")[:] = values.ravel() * np.float32(1 - self.runtime.dark)
+
+    def _values(self, name: str) -> np.ndarray:
+        return self.memory[name].content.view(np.float32)

@@ -302,7 +302,7 @@ ARCHIVES: dict[str, Callable[[Kit], bytes]] = {
     "a manifest nested deep": lambda kit: kit.with_text(lambda _: "[" * 200_000),
     "a manifest of another kind": lambda kit: kit.with_text(lambda _: "[]"),
     "a format that is no number": lambda kit: kit.signed(format="1"),
-    "a format of later": lambda kit: kit.signed(format=3),
+    "a format of later": lambda kit: kit.signed(format=4),
     "a negative size in the manifest": list_size(-1),
     "a fraction as size in the manifest": list_size(1.5),
     "true as size in the manifest": list_size(True),

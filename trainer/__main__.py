@@ -12,7 +12,7 @@ import click
 
 from calibration.console import EXIT_CODES, run_command, say
 from calibration.preprocess import Rectangle
-from calibration.recipe import read_recipe
+from calibration.recipe import MOST_MM_PER_PX, read_recipe
 from calibration.registration import RegistrationSettings
 from calibration.signing import make_key, public_key_file, read_signing_key, sign_recipe
 from trainer.compile import compile_command
@@ -21,6 +21,8 @@ from trainer.options import parsed_size
 from trainer.race_command import race_command
 
 COUNT = click.IntRange(min=1)
+PX = click.FloatRange(min=0, min_open=True)
+MM_PER_PX = click.FloatRange(min=0, max=MOST_MM_PER_PX, min_open=True)
 
 
 @click.group(epilog=EXIT_CODES)
@@ -60,6 +62,12 @@ def commands() -> None:
 )
 @click.option("--region", help="Region of interest in reference px: X,Y,WIDTH,HEIGHT.")
 @click.option("--ignore", type=click.Path(path_type=Path), help="Image in the reference view, white where not to look.")
+@click.option("--zones", type=click.Path(path_type=Path), help="File of zones with limits of their own (JSON).")
+@click.option("--tiles", default="off", show_default=True, help="For small defects: COLUMNSxROWS of --size, or auto.")
+@click.option(
+    "--smallest-defect", "smallest_defect_px", type=PX, help="Its diameter in reference px, for --tiles auto."
+)
+@click.option("--mm-per-px", type=MM_PER_PX, help="Of the reference view: places are told in mm too.")
 @click.option(
     "--gamma",
     type=click.FloatRange(0.01, 100),
@@ -95,6 +103,10 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
     max_scale_change: float,
     region: str | None,
     ignore: Path | None,
+    zones: Path | None,
+    tiles: str,
+    smallest_defect_px: float | None,
+    mm_per_px: float | None,
     gamma: float,
     false_reject_rate: float,
     bit_depth: int | None,
@@ -125,6 +137,10 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
         registration_settings=RegistrationSettings(max_angle, max_shift, max_scale_change),
         region=_rectangle(region),
         ignore=ignore,
+        zones=zones,
+        tiles=tiles,
+        smallest_defect_px=smallest_defect_px,
+        mm_per_px=mm_per_px,
         gamma=gamma,
         false_reject_rate=false_reject_rate,
         most_images=most_images,
@@ -140,7 +156,9 @@ commands.add_command(race_command)
 
 
 @commands.command(
-    "evaluate", epilog="Example: taktsight-trainer evaluate flange.recipe images/flange --report out.html"
+    "evaluate",
+    short_help="Measure a recipe on test images.",
+    epilog="Example: taktsight-trainer evaluate flange.recipe images/flange --report out.html",
 )
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
@@ -168,7 +186,9 @@ def report_command(recipe: Path, out: Path) -> None:
 
 
 @commands.command(
-    "generate", epilog="Example: taktsight-trainer generate flange.recipe images/flange --out made --count 16"
+    "generate",
+    short_help="Make new pictures of good parts.",
+    epilog="Example: taktsight-trainer generate flange.recipe images/flange --out made --count 16",
 )
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
@@ -186,7 +206,9 @@ def generate_command(recipe: Path, data: Path, out: Path, count: int, seed: int)
     generate_session.generate(recipe, data, out, count=count, seed=seed)
 
 
-@commands.command("keygen", epilog="Example: taktsight-trainer keygen release.key")
+@commands.command(
+    "keygen", short_help="Make a key to sign recipes with.", epilog="Example: taktsight-trainer keygen release.key"
+)
 @click.argument("keyfile", type=click.Path(path_type=Path))
 def keygen_command(keyfile: Path) -> None:
     """Make a key to sign recipes with: KEYFILE is private and stays here, KEYFILE.pub goes to the stations."""
@@ -195,7 +217,9 @@ def keygen_command(keyfile: Path) -> None:
     say(f"public key: {public_key_file(keyfile)}, id {key.key_id}: name it in station.yaml under recipes.keys")
 
 
-@commands.command("sign", epilog="Example: taktsight-trainer sign flange.recipe --key release.key")
+@commands.command(
+    "sign", short_help="Sign a recipe.", epilog="Example: taktsight-trainer sign flange.recipe --key release.key"
+)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--key", required=True, type=click.Path(path_type=Path), help="Private key file made by keygen.")
 @click.option("--revision", type=click.IntRange(min=1), help="Stations refuse an older one.  [Unix time in seconds]")

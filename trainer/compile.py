@@ -13,7 +13,11 @@ from pathlib import Path
 import click
 
 
-@click.command("compile", epilog="Example: taktsight-trainer compile flange.recipe --device-cache engines/")
+@click.command(
+    "compile",
+    short_help="Compile a recipe for this machine's GPU.",
+    epilog="Example: taktsight-trainer compile flange.recipe --device-cache engines/",
+)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--device-cache", type=click.Path(path_type=Path), default="engines", show_default=True, help="Folder of plans."

@@ -78,7 +78,7 @@ def _complaint(recipe: Recipe, item: Item, pictures: Pictures) -> str:
     pixels, depth = pixels_of(item, pictures, recipe.view)
     seen = measured(glimpse(pixels, depth, recipe.view, registered=recipe.reference is not None))
     complaint = recipe.condition.complaint(seen)
-    return "" if complaint is None else complaint.detail
+    return "" if complaint is None else f"{complaint.cause.replace('_', ' ')}: {complaint.detail}"
 
 
 def _channels_last(picture: NDArray[np.float32]) -> NDArray[np.float32]:

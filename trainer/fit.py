@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,33 @@ from numpy.typing import NDArray
 from torch import nn
 
 from calibration.condition import Glimpse, glimpse, learn_limits, noticed
-from calibration.errors import CalibrationError, InputError, NotRegistered
+from calibration.errors import CalibrationError, NotRegistered
 from calibration.frame import Pixels
-from calibration.images import read_image
 from calibration.photometric import Photometric
 from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
-from calibration.recipe import Recipe, SelfTest
+from calibration.recipe import Recipe
 from calibration.reference import learn_reference
 from calibration.registration import Reference, RegistrationSettings
-from calibration.thresholds import Thresholds, good_parts_needed, strangers
+from calibration.thresholds import good_parts_needed, strangers
+from calibration.zones import DrawnZone, drawn_mask, read_zones
 from trainer.catalogue import method
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
 from trainer.errors import TrainingError
-from trainer.export import Parity, answers_of, checked_parity, export_graph
-from trainer.half import half_graph, with_fault
+from trainer.export import Parity
 from trainer.label_limits import check_labels, with_labels
 from trainer.labels import counted, prepared_defects
-from trainer.learning import Learned, Material, Options, Progress
-from trainer.limits import Suspect, fitted_thresholds, left_out_note, suspicious_notes
+from trainer.learning import Learned, Material, Method, Options, Progress
+from trainer.limits import (
+    Suspect,
+    fitted_thresholds,
+    left_out_note,
+    suspicious_notes,
+    unnoticed_notes,
+    unregistered_notes,
+)
+from trainer.proof import exported, selftest
+from trainer.tiling import Tiles, tiled, tiles_for
+from trainer.zoning import zoned, zones_of
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +49,6 @@ FEWEST_GOOD = 5  # below this not even a fold can be held out
 WISE_GOOD = 50
 FOLDS = 5
 REFERENCE_IMAGES = 60  # good images that the reference is learnt from
-PARITY_IMAGES = 16
-SELFTEST_IMAGES = 3
-WELL_NOTICED = 0.9  # share of good images; a fault of light or focus that is noticed on fewer is named
 MOST_UNREGISTERED = 0.1  # share of good images; above it the product does not register
 
 
@@ -58,6 +64,10 @@ class FitRequest:
     registration_settings: RegistrationSettings = field(default_factory=RegistrationSettings)
     region: Rectangle | None = None
     ignore: Path | None = None  # image of the reference view, nonzero where nothing is looked at
+    zones: Path | None = None  # file of zones, see calibration.zones
+    tiles: str = "off"  # | auto | COLUMNSxROWS, each of height x width
+    smallest_defect_px: float | None = None  # reference px; for tiles auto
+    mm_per_px: float | None = None  # of the reference view
     gamma: float = 1.0
     false_reject_rate: float = 0.01
     most_images: int = 1000
@@ -106,39 +116,39 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     pictures = Pictures(dataset.photometric)
     found = survey(items, pictures)
     notes = [*dataset.notes, *found.notes(), *_few_notes(items)]
-
     reference, why = _reference(items, pictures, found, request)
-    view = _view(found, reference, request)
+    tiles = _tiles(found, reference, request)
+    view = _view(found, reference, request, tiles)
+    drawn = [] if request.zones is None else read_zones(request.zones, view.reference_size)
+    train = _under(train, tiles, drawn, view)
+    if tiles is not None and len(items) > tiles.most_parts:
+        items = _chosen(items, tiles.most_parts)
+        notes.append(f"in {tiles.count} tiles each, {len(items)} good images are learnt from, evenly spaced")
     prepared = _prepare_all(items, pictures, view, reference, progress)
-    if prepared.unregistered:
-        missing, first = len(prepared.unregistered), prepared.unregistered[0]
-        notes.append(f"{missing} of {len(items)} good images could not be registered and were left out: {first}")
+    notes += unregistered_notes(prepared.unregistered, len(items))
     defects, defect_notes = prepared_defects(
         dataset.defects, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
     )
-    material = replace(_material(prepared, view, request), defects=defects)
+    keep = _keep(request.ignore, drawn, view)
+    material = replace(_material(prepared, view, keep, request), defects=defects)
     check_labels(material, request.threshold, request.detector)
     options = request.options if reference is None else replace(request.options, turned="off")  # they lie upright
-    _make_repeatable(request.options.seed)
-    learned = train(material, options, progress)
+    learned = _trained(train, material, options, progress)
     suspects = () if request.keep_suspects else _suspects(prepared, learned)
     if suspects:
         notes.append(left_out_note([suspect.item.name for suspect in suspects]))
         prepared = prepared.without(suspects)
-        material = replace(_material(prepared, view, request), resume=False, defects=defects)
+        material = replace(_material(prepared, view, keep, request), resume=False, defects=defects)
         material.checkpoint.unlink(missing_ok=True)
-        _make_repeatable(request.options.seed)
-        learned = train(material, options, progress)
+        learned = _trained(train, material, options, progress)
 
-    sensor = None if dataset.photometric.is_identity else Pictures(Photometric())
-    seen = _glimpses(prepared.items, pictures, sensor, view, registered=reference is not None)
+    seen = _glimpses(prepared.items, pictures, dataset.photometric, view, registered=reference is not None)
     limits = learn_limits(seen)
     told = noticed(seen, limits)
     thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate, left_out=len(suspects))
     thresholds = with_labels(thresholds, learned, material, request.threshold)
     suspicions = suspicious_notes(learned.good_scores, [prepared.items[index].name for index in learned.held_out])
-    graph, parity = _exported(learned, material, thresholds)
-    half = half_graph(learned.module, _parity_images(material)[::4], thresholds.score, thresholds.map)
+    graph, parity, half = exported(learned, material, thresholds, progress)
     recipe = Recipe(
         product=dataset.product,
         detector=request.detector,
@@ -147,10 +157,13 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         view=view,
         reference=reference,
         thresholds=thresholds,
-        selftest=_selftest(learned, material),
+        selftest=selftest(learned, material),
         condition=limits,
+        zones=zones_of(learned.module),
+        mm_per_px=request.mm_per_px,
         training={
             **_training(request, material, found, why),
+            "zones": {zone.name: "ignored" if zone.ignore else zone.factor for zone in drawn},
             "learnt_defects": learned.learnt_defects or "none",
             "decided": list(learned.decided),
             "left_out": [suspect.item.name for suspect in suspects],
@@ -168,7 +181,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_pictures=prepared.batch[learned.held_out],
         module=learned.module,
         suspects=suspects,
-        notes=(*notes, *learned.decided, *defect_notes, *threshold_notes, *suspicions, *_unnoticed_notes(told)),
+        notes=(*notes, *learned.decided, *defect_notes, *threshold_notes, *suspicions, *unnoticed_notes(told)),
     )
 
 
@@ -236,11 +249,29 @@ def _reference(
     return learnt.reference, f"on: {learnt.why}"
 
 
-def _view(found: Survey, reference: Reference | None, request: FitRequest) -> View:
-    size = found.size if reference is None else (reference.image.shape[0], reference.image.shape[1])
+def _reference_size(found: Survey, reference: Reference | None) -> tuple[int, int]:
+    return found.size if reference is None else (reference.image.shape[0], reference.image.shape[1])
+
+
+def _tiles(found: Survey, reference: Reference | None, request: FitRequest) -> Tiles | None:
+    shown = _reference_size(found, reference)
+    if request.region is not None:
+        shown = (request.region.height_px, request.region.width_px)
+    return tiles_for(request.tiles, (request.height, request.width), shown, request.smallest_defect_px)
+
+
+def _under(train: Method, tiles: Tiles | None, drawn: Sequence[DrawnZone], view: View) -> Method:
+    """Return the method, judging tiles where there are some, and zones where some have limits of their own."""
+    whole = train if tiles is None else tiled(train, tiles)
+    return zoned(whole, drawn, view) if any(not zone.ignore for zone in drawn) else whole
+
+
+def _view(found: Survey, reference: Reference | None, request: FitRequest, tiles: Tiles | None) -> View:
+    size = _reference_size(found, reference)
+    height, width = (request.height, request.width) if tiles is None else tiles.view
     view = View(
-        height=request.height,
-        width=request.width,
+        height=height,
+        width=width,
         colour=found.colour > 0,
         reference_size=size,
         fixed_size=found.one_size,
@@ -295,13 +326,13 @@ def pixels_of(item: Item, pictures: Pictures, view: View) -> tuple[Pixels, int]:
     return pixels, depth
 
 
-def _material(prepared: _PreparedSet, view: View, request: FitRequest) -> Material:
+def _material(prepared: _PreparedSet, view: View, keep: NDArray[np.float32], request: FitRequest) -> Material:
     count = min(FOLDS, len({item.part_id or item.name for item in prepared.items}))
     if count < 2:
         raise TrainingError("all good images show one part: show at least 5 different good parts")
     return Material(
         batch=torch.from_numpy(prepared.batch),
-        keep=torch.from_numpy(_keep(request.ignore, view)),
+        keep=torch.from_numpy(keep),
         fold=folds(prepared.items, count, request.options.seed),
         checkpoint=request.recipe.with_name(f"{request.recipe.name}.checkpoint"),
         resume=request.resume,
@@ -309,26 +340,22 @@ def _material(prepared: _PreparedSet, view: View, request: FitRequest) -> Materi
     )
 
 
-def _keep(ignore: Path | None, view: View) -> NDArray[np.float32]:
-    """Return (h, w): 1 where the detector looks, 0 where the ignore mask covers its view."""
-    if ignore is None:
-        return np.ones((view.height, view.width), dtype=np.float32)
-    mask = read_image(ignore)
-    if mask.ndim == 3:
-        mask = mask.max(axis=2)
-    if mask.shape != view.reference_size:
-        wanted = view.reference_size
-        raise InputError(
-            f"{ignore}: the ignore mask is {mask.shape[1]}x{mask.shape[0]} px, the reference view "
-            f"{wanted[1]}x{wanted[0]}: draw it on a picture of that size"
-        )
-    return (~in_view((mask > 0).astype(np.uint8), view, None)).astype(np.float32)
+def _keep(ignore: Path | None, drawn: Sequence[DrawnZone], view: View) -> NDArray[np.float32]:
+    """Return (h, w): 1 where the detector looks, 0 where the ignore mask or an ignored zone covers its view."""
+    masks = [zone.inside for zone in drawn if zone.ignore]
+    if ignore is not None:
+        masks.append(drawn_mask(ignore, view.reference_size))
+    keep = np.ones((view.height, view.width), dtype=np.float32)
+    for mask in masks:
+        keep[in_view(mask.astype(np.uint8), view, None)] = 0.0
+    return keep
 
 
 def _glimpses(
-    items: Sequence[Item], pictures: Pictures, sensor: Pictures | None, view: View, *, registered: bool
+    items: Sequence[Item], pictures: Pictures, photometric: Photometric, view: View, *, registered: bool
 ) -> list[Glimpse]:
-    """Return the images in small. sensor: gives them as they were before correction; None: they are not corrected."""
+    """Return the images in small: corrected, and as the sensor saw them where the correction changes anything."""
+    sensor = None if photometric.is_identity else Pictures(Photometric())
     seen = []
     for item in items:
         pixels, depth = pixels_of(item, pictures, view)
@@ -337,43 +364,11 @@ def _glimpses(
     return seen
 
 
-def _unnoticed_notes(told: Mapping[str, float]) -> list[str]:
-    """Return a note on what the limits of light and focus let through, because good parts vary as much themselves."""
-    missed = [f"{name} ({share:.0%} noticed)" for name, share in told.items() if share < WELL_NOTICED]
-    if not missed:
-        return []
-    return [f"light and focus vary much on good parts: the detector alone must tell {', '.join(missed)}"]
-
-
-def _make_repeatable(seed: int) -> None:
-    torch.manual_seed(seed)
+def _trained(train: Method, material: Material, options: Options, progress: Progress) -> Learned:
+    """Return what the method learns, the same for the same material."""
+    torch.manual_seed(options.seed)
     torch.use_deterministic_algorithms(True)
-
-
-def _exported(learned: Learned, material: Material, thresholds: Thresholds) -> tuple[bytes, Parity]:
-    chosen = _parity_images(material)
-    graph = export_graph(learned.module, chosen[:1])
-    return graph, checked_parity(learned.module, graph, chosen, thresholds.score, thresholds.map)
-
-
-def _parity_images(material: Material) -> NDArray[np.float32]:
-    images = material.batch.numpy()
-    return images[np.unique(np.linspace(0, len(images) - 1, PARITY_IMAGES).round().astype(int))]
-
-
-def _selftest(learned: Learned, material: Material) -> SelfTest:
-    """Return a few good parts, from the easiest to the hardest and that one with a fault, and the network's answers."""
-    order = learned.held_out[np.argsort(learned.good_scores, kind="stable")]
-    chosen = order[np.linspace(0, len(order) - 1, min(SELFTEST_IMAGES, len(order))).round().astype(int)]
-    good = material.batch[torch.from_numpy(chosen)].numpy()
-    batches = np.concatenate([good, with_fault(good[-1:])])  # engines must be right far above the threshold too
-    answers = answers_of(learned.module, batches)
-    return SelfTest(
-        batches=batches,
-        scores=tuple(score for _, score in answers),
-        map_peaks=tuple(float(anomaly_map.max()) for anomaly_map, _ in answers),
-        maps=np.stack([anomaly_map[None] for anomaly_map, _ in answers]),
-    )
+    return train(material, options, progress)
 
 
 def _training(request: FitRequest, material: Material, found: Survey, registration: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from trainer.learning import Learned
 
 STANDS_APART = 1.5  # times the next lower score
 NAMED = 5
+WELL_NOTICED = 0.9  # share of good images; a fault of light or focus that is noticed on fewer is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +93,22 @@ def left_out_note(names: Sequence[str]) -> str:
         f"{more}. Look at them in the report: defective ones do not belong among the good; where all are good, fit "
         "again with --keep-suspects"
     )
+
+
+def unregistered_notes(unregistered: Sequence[str], looked_at: int) -> list[str]:
+    """Return a note on the good images that could not be aligned. unregistered: name and reason of each."""
+    if not unregistered:
+        return []
+    missing = len(unregistered)
+    return [f"{missing} of {looked_at} good images could not be registered and were left out: {unregistered[0]}"]
+
+
+def unnoticed_notes(told: Mapping[str, float]) -> list[str]:
+    """Return a note on what the limits of light and focus let through, because good parts vary as much themselves.
+
+    told: fault -> share of good images on which it is noticed.
+    """
+    missed = [f"{name} ({share:.0%} noticed)" for name, share in told.items() if share < WELL_NOTICED]
+    if not missed:
+        return []
+    return [f"light and focus vary much on good parts: the detector alone must tell {', '.join(missed)}"]

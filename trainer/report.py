@@ -22,6 +22,7 @@ from trainer.report_reconstruction import Insight
 
 CONFIDENCE = 0.95
 MOST_LISTED = 40  # rows of the table of parts without a verdict
+SALIENT = ("cnn", "vgg16", "siamese")  # their maps show what speaks for a defect, not how far a place is from good ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def render_report(
         n_silent=len(silent),
         silent_in_row=Counter(_row_of(image.label) for image in silent),
         inside=inside or Insight(),
+        salient=facts.detector.rpartition("+")[2] in SALIENT,
         percent=percent,
         figure=figure,
     )

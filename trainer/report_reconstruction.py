@@ -1,8 +1,9 @@
 """What the report shows of the inside of a detector: reconstructions, fitted normals, embeddings, the latent space.
 
 Pictures are those of the papers: strips of image, reconstruction and blend (000, fig. 13, 15), normals fitted to the
-scores and where they cross (000, fig. 17), t-SNE of embeddings (001, fig. 6; 002, fig. 6), interpolation between
-latents (001, fig. 7, 8). The network is torch's, from the training; an exported graph gives maps and scores only.
+scores and where they cross (000, fig. 17), t-SNE of embeddings (001, fig. 6; 002, fig. 6), generated pictures (001,
+fig. 5), interpolation between latents (001, fig. 7, 8). The network is torch's, from the training; an exported graph
+gives maps and scores only, so the t-SNE is then that of the maps.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from trainer.errors import TrainingError
 from trainer.figures import Bar, Tick, jpeg_uri
 from trainer.label_limits import fitted_normal, normal_intersection
 from trainer.metrics import GOOD, ScoredImage
+from trainer.report_shares import ShareCurve, share_curves
 
 MOST_STRIPS, MOST_OF_A_TYPE, MOST_GOOD = 10, 2, 3
 PANEL_PX = 224
@@ -29,8 +32,10 @@ BRIGHTER, DARKER = (220, 30, 30), (30, 80, 230)  # RGB: the reconstruction is br
 MOST_EMBEDDED = 300  # parts in the t-SNE
 FEWEST_EMBEDDED = 12
 NORMAL_BINS, NORMAL_POINTS = 40, 120
-GRID = 8  # interpolated pictures in a row
+GRID = 8  # interpolated or generated pictures in a row
 ROWS = 2
+SMALL_PX = 112  # longer side of each
+MAP_CELLS = 16  # a map is brought to so many cells a side before its t-SNE
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +86,24 @@ class Insight:
     normals: NormalsChart | None = None
     scatters: tuple[Scatter, ...] = ()
     interpolation: str = ""  # data URI
+    generated: str = ""  # data URI
+    shares: tuple[ShareCurve, ...] = ()
 
 
 def insight(module: nn.Module | None, images: Sequence[ScoredImage], threshold: float) -> Insight:
     """Return what can be shown. module: as trained; None where only the exported graph is there."""
-    normals = normals_chart(images, threshold)
+    normals, shares = normals_chart(images, threshold), share_curves(images, threshold)
     if module is None:
-        return Insight(normals=normals)
+        return Insight(normals=normals, scatters=map_scatters(images), shares=shares)
     with torch.inference_mode():
         network = _Opened(module)
         return Insight(
             strips=network.strips(images),
             normals=normals,
-            scatters=network.scatters(images),
+            scatters=network.scatters(images) or map_scatters(images),
             interpolation=network.interpolation(images),
+            generated=network.generated(images),
+            shares=shares,
         )
 
 
@@ -114,7 +123,7 @@ class _Opened:
         return tuple(self._strip(image) for image in shown(images))
 
     def scatters(self, images: Sequence[ScoredImage]) -> tuple[Scatter, ...]:
-        chosen = [image for image in images if image.view is not None][:: max(1, len(images) // MOST_EMBEDDED)]
+        chosen = _thinned([image for image in images if image.view is not None])
         if len(chosen) < FEWEST_EMBEDDED:
             return ()
         found: dict[str, list[Tensor]] = {}
@@ -132,6 +141,19 @@ class _Opened:
             return ""
         pairs = [(good[0], good[-1])] + ([(defective[0], good[0])] if defective else [])
         return jpeg_uri(np.concatenate([self._between(*pair) for pair in pairs[:ROWS]]))
+
+    def generated(self, images: Sequence[ScoredImage]) -> str:
+        """Return pictures of random latents, as a data URI; empty where the latent has no distribution of its own."""
+        seen = next((image for image in images if image.view is not None), None)
+        decode = None if self.reconstructor is None else _decoder(self.reconstructor)
+        if seen is None or decode is None:
+            return ""
+        assert self.reconstructor is not None
+        latent = self.reconstructor(self.before(batch_of(seen)))[1]
+        chance = torch.Generator().manual_seed(0)
+        drawn = torch.randn(ROWS, GRID, 1, latent.shape[1], generator=chance)
+        rows = [np.concatenate([_picture(decode(z), SMALL_PX) for z in row], axis=1) for row in drawn]
+        return jpeg_uri(np.concatenate(rows))
 
     def _strip(self, image: ScoredImage) -> ReconstructionStrip:
         photo = self.before(batch_of(image))
@@ -159,7 +181,7 @@ class _Opened:
         assert decode is not None
         ends = [self.reconstructor(self.before(batch_of(image)))[1] for image in (first, last)]
         steps = torch.linspace(0.0, 1.0, GRID)
-        return np.concatenate([_picture(decode(ends[0] * (1 - t) + ends[1] * t), 112) for t in steps], axis=1)
+        return np.concatenate([_picture(decode(ends[0] * (1 - t) + ends[1] * t), SMALL_PX) for t in steps], axis=1)
 
 
 def _decoder(network: nn.Module):
@@ -244,6 +266,20 @@ def normals_chart(images: Sequence[ScoredImage], threshold: float) -> NormalsCha
         crossing_text="" if crossing is None else number(crossing, threshold),
         threshold=place(threshold) if low <= threshold <= high else None,
     )
+
+
+def map_scatters(images: Sequence[ScoredImage]) -> tuple[Scatter, ...]:
+    """Return the anomaly maps in two dimensions, each in small; nothing where there are too few."""
+    chosen = _thinned([image for image in images if image.anomaly_map is not None])
+    if len(chosen) < FEWEST_EMBEDDED:
+        return ()
+    cells = (MAP_CELLS, MAP_CELLS)
+    maps = [cv2.resize(np.float32(i.anomaly_map), cells, interpolation=cv2.INTER_AREA).ravel() for i in chosen]
+    return (scatter("anomaly maps", np.stack(maps), [image.label for image in chosen]),)
+
+
+def _thinned(images: list[ScoredImage]) -> list[ScoredImage]:
+    return images[:: max(1, len(images) // MOST_EMBEDDED)]
 
 
 def scatter(title: str, vectors: NDArray[np.float32], labels: Sequence[str]) -> Scatter:

@@ -51,7 +51,7 @@ def encoded(part: Part, most_bytes: int) -> tuple[bytes, list[memoryview]]:
     """Return the record, at most most_bytes long, and the bytes of its pictures in the order that it tells.
 
     What is too long for a record loses what people can do without: facts of the frame, then regions, then the part's
-    id and what each stage took. Outcome, reason and score stay: the gate was told already.
+    id, zones and what each stage took. Outcome, reason and score stay: the gate was told already.
 
     Raises ValueError where the charge alone is too long.
     """
@@ -165,7 +165,7 @@ def _without_regions(part: Part) -> Part:
 def _bare(part: Part) -> Part:
     lean = _without_regions(part)
     detail = f"{TOO_LONG} {part.verdict.detail}"[:MOST_BARE_DETAIL_CHARACTERS]
-    return replace(lean, verdict=replace(lean.verdict, part_id=None, regions=(), stage_ms={}, detail=detail))
+    return replace(lean, verdict=replace(lean.verdict, part_id=None, regions=(), zones={}, stage_ms={}, detail=detail))
 
 
 def _plain(value: object) -> object:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from agent.config import read_station
+from agent.config import read_station, read_stations
 from agent.doctor.broker import broker
 from agent.doctor.camera import network, producers, station_camera, usb
 from agent.doctor.finding import Finding, Grade, fail, ok
@@ -101,15 +101,16 @@ def probed(name: str, probe: Callable[[], Iterator[Finding]], timeout_s: float =
 
 
 def _settings(file: Path, machine: Machine, cases: list[Case]) -> Iterator[Finding]:
-    """Yield whether the settings can be used; where they can, a case is added."""
+    """Yield whether the settings can be used; where they can, a case is added for each of the file's cameras."""
     try:
-        station = read_station(file)
+        stations = {file / name: station for name, station in read_stations(file).items()} or {file: read_station(file)}
     except SettingsError as error:
         yield fail("station", str(error), "settings that the agent takes", f"mend {file.name} as it says")
         return
-    cases.append(Case(machine, station, file))
-    beat = station.beat
-    yield ok("station", f"{station.name}: takt {beat.takt_ms:g} ms, deadline {beat.deadline_ms:g} ms")
+    for path, station in stations.items():
+        cases.append(Case(machine, station, path))
+        beat = station.beat
+        yield ok("station", f"{station.name}: takt {beat.takt_ms:g} ms, deadline {beat.deadline_ms:g} ms")
 
 
 def _broken(name: str, why: str) -> Finding:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from agent.cameras.several import file_and_camera
 from agent.clock import kernel_says_synchronized
 from agent.config import Station
 
@@ -160,7 +161,7 @@ class Case:
     @property
     def unit(self) -> str | None:
         """Name of the systemd unit that runs this file, None where none does."""
-        machine, file = self.machine, self.file
+        machine, file = self.machine, file_and_camera(self.file)[0]
         is_ours = file.suffix == ".yaml" and file.absolute().parent == machine.at("etc/taktsight").absolute()
         return f"taktsight-agent@{file.stem}.service" if is_ours else None
 

@@ -9,14 +9,16 @@ import numpy as np
 
 from agent.doctor.finding import Finding, fail, ok, warn
 from agent.doctor.machine import Case
-from agent.engines.engine import TOLERANCES, Engine, open_engine, prove
+from agent.engines.engine import TENSORRT, TOLERANCES, Engine, open_engine, prove
 from agent.engines.parity import thresholds_serve
+from agent.engines.tensorrt import lies_ready
 from agent.line.beat import Beat
 from agent.recipes.store import RecipeStore
 from calibration.errors import TaktsightError
 from calibration.recipe import Recipe
 
 MOST_SHARE = 0.6  # of deadline or takt for the engine alone: registration, a late frame and load need the rest
+WANTED = "an engine that reproduces the trainer's answers"
 MOST_RUNS, MOST_S = 20, 1.0  # of the timing: an agent may run beside us
 
 
@@ -51,17 +53,48 @@ def judging(case: Case) -> Iterator[Finding]:
 def engine_findings(case: Case, recipe: Recipe) -> Iterator[Finding]:
     """Yield whether the engine answers as the trainer did, in which time, and what thresholds were fitted on."""
     settings = case.station.engine
+    unseen = _unseen(case, recipe)
+    if unseen is not None:
+        yield unseen
+        return
     try:
         engine = open_engine(recipe, settings)
         difference = prove(engine, recipe, TOLERANCES[settings.precision])
     except TaktsightError as error:
-        yield fail(
-            "engine", str(error), "an engine that reproduces the trainer's answers", "see engine in station.yaml"
-        )
+        yield fail("engine", str(error), WANTED, "see engine in station.yaml")
         return
     yield ok("engine", f"{engine.label} reproduces the trainer's answers within {difference:.0e}")
     yield inference_finding(inference_ms(engine, recipe), case.station.beat)
     yield thresholds_finding(recipe, engine.label)
+
+
+def _unseen(case: Case, recipe: Recipe) -> Finding | None:
+    """Return why an engine on a GPU is not opened, None where it is.
+
+    A plan is as good as a program, so who is not the agent's user runs none of its plans; and a doctor compiles none.
+    """
+    settings, ours, account = case.station.engine, case.machine.user, case.account()
+    if settings.kind != TENSORRT:
+        return None
+    if ours.uid != account.uid:
+        return warn(
+            "engine",
+            f"not looked at: the plans in {settings.cache} are {account.name}'s, and {ours.name} runs none of them",
+            WANTED,
+            f"sudo -u {account.name} taktsight-agent selftest {case.file}",
+        )
+    try:
+        is_ready = lies_ready(recipe, settings)
+    except TaktsightError:  # told when it is opened, or a CPU engine stands in
+        return None
+    if is_ready:
+        return None
+    return warn(
+        "engine",
+        "not compiled for this device yet: the first start takes up to minutes",
+        "a plan that lies ready",
+        f"taktsight-agent compile {case.file}, then ask again",
+    )
 
 
 def inference_ms(engine: Engine, recipe: Recipe) -> list[float]:

@@ -44,7 +44,7 @@ IMPORTS: dict[str, Callable[[], Any]] = {
 class PlanKey:
     """What a plan depends on. Another recipe with the same graph shares it: thresholds do not cost a compilation."""
 
-    graph: str  # SHA-256 of the ONNX graph
+    graph: str  # SHA-256 of the ONNX graph, or of what stands for one
     precision: str
     runtime: str  # "tensorrt 10.3.0"
     gpu: str
@@ -104,7 +104,22 @@ def graph_of(recipe: Recipe, precision: str) -> bytes:
 def plan_for(recipe: Recipe, settings: EngineSettings, runtime: Any, gpu: GpuFacts) -> Plan:
     """Return the recipe's plan for this device, built now if there is none that fits. Raises EngineError."""
     graph = graph_of(recipe, settings.precision)
-    key = PlanKey(
+    facts = {"product": recipe.product, "recipe": recipe.digest}
+    return kept_or_built(
+        settings.cache, key_of(graph, settings, runtime, gpu), lambda: parsed(runtime, graph), facts=facts
+    )
+
+
+def is_compiled(recipe: Recipe, settings: EngineSettings, runtime: Any, gpu: GpuFacts) -> bool:
+    """Return whether a plan of this recipe lies ready; nothing is built or written. Raises EngineError."""
+    if settings.cache.is_dir():
+        _require_own(settings.cache)
+    return _kept(settings.cache, key_of(graph_of(recipe, settings.precision), settings, runtime, gpu)) is not None
+
+
+def key_of(graph: bytes, settings: EngineSettings, runtime: Any, gpu: GpuFacts) -> PlanKey:
+    """Return what a plan of this graph depends on, here and now."""
+    return PlanKey(
         graph=sha256(graph),
         precision=settings.precision,
         runtime=runtime_name(runtime),
@@ -113,45 +128,54 @@ def plan_for(recipe: Recipe, settings: EngineSettings, runtime: Any, gpu: GpuFac
         driver=gpu.driver,
         workspace_mb=settings.workspace_mb,
     )
-    _own_folder(settings.cache)
-    found = _kept(settings.cache, key)
+
+
+def kept_or_built(folder: Path, key: PlanKey, network: Callable[[], Network], *, facts: dict[str, Any]) -> Plan:
+    """Return the plan of this key, built now from a network if there is none. Raises EngineError.
+
+    facts: what is told of it beside its layers and times; "product" names it.
+    """
+    _own_folder(folder)
+    found = _kept(folder, key)
     if found is not None:
+        with suppress(OSError):
+            os.utime(folder / f"{key.stem}.plan")  # used just now
         return found
-    log.warning("compiling %s for %s with %s: this takes up to minutes", recipe.product, gpu.name, key.runtime)
+    log.warning("compiling %s for %s with %s: a network takes up to minutes", facts["product"], key.gpu, key.runtime)
     began_s = time.monotonic()
-    timing = settings.cache / f"{key.runtime.replace(' ', '-')}-{sha256(gpu.name.encode())[:8]}.timing"
-    network = parsed(runtime, graph)
-    facts: dict[str, Any] = {
-        "product": recipe.product,
-        "recipe": recipe.digest,
-        "layers": layer_counts(network),
-        "built_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    data = built(network, settings.workspace_mb, timing)
+    made = network()
+    built_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    facts = {**facts, "layers": layer_counts(made), "built_utc": built_utc}
+    timing = folder / f"{key.runtime.replace(' ', '-')}-{sha256(key.gpu.encode())[:8]}.timing"
+    data = built(made, key.workspace_mb, timing)
     facts["seconds"] = round(time.monotonic() - began_s, 1)
-    _keep(settings.cache, key, data, facts)
+    _keep(folder, key, data, facts)
     return Plan(data, key, is_new=True, facts=facts)
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A graph as the runtime has read it; builder and parser must outlive it."""
+    """A graph as the runtime has read it."""
 
     runtime: Any
     builder: Any
-    parser: Any
     definition: Any
+    held: Any  # what must outlive it: the parser, or constants
 
 
-def parsed(runtime: Any, graph: bytes) -> Network:
-    """Return the network of a graph: strongly typed, static shapes. Raises EngineError with what the parser says."""
+def empty(runtime: Any) -> tuple[Any, Any, Any]:
+    """Return builder, logger and an empty strongly typed network. Raises EngineError."""
     logger = runtime.Logger(runtime.Logger.ERROR)
     try:
         builder = runtime.Builder(logger)
     except TypeError as error:  # what pybind11 makes of a null pointer
         raise EngineError(f"{runtime_name(runtime)} cannot build here: check the driver with nvidia-smi") from error
-    flags = runtime.NetworkDefinitionCreationFlag
-    definition = builder.create_network(1 << int(flags.STRONGLY_TYPED))
+    return builder, logger, builder.create_network(1 << int(runtime.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def parsed(runtime: Any, graph: bytes) -> Network:
+    """Return the network of a graph: strongly typed, static shapes. Raises EngineError with what the parser says."""
+    builder, logger, definition = empty(runtime)
     parser = runtime.OnnxParser(definition, logger)
     if not parser.parse(graph):
         told = "; ".join(parser.get_error(place).desc() for place in range(parser.num_errors))
@@ -160,7 +184,7 @@ def parsed(runtime: Any, graph: bytes) -> Network:
     loose = [tensor.name for tensor in inputs if -1 in tuple(tensor.shape)]
     if loose:
         raise EngineError(f"the graph leaves the size of {', '.join(loose)} open, need fixed ones: train it again")
-    return Network(runtime, builder, parser, definition)
+    return Network(runtime, builder, definition, parser)
 
 
 def built(network: Network, workspace_mb: int, timing_cache: Path | None = None) -> bytes:
@@ -210,11 +234,16 @@ def _own_folder(folder: Path) -> None:
         if not folder.is_dir():
             make_folder(folder)
             folder.chmod(0o700)
-        found = folder.stat()
     except OSError as error:
         raise EngineError(
             f"{folder}: {error.strerror}: set engine.cache to a folder that the agent can write"
         ) from error
+    _require_own(folder)
+
+
+def _require_own(folder: Path) -> None:
+    """Raises EngineError if others may write to the folder."""
+    found = folder.stat()
     if found.st_uid not in (0, os.geteuid()):
         raise EngineError(
             f"{folder} belongs to uid {found.st_uid}, and a plan is as good as a program: run this as that user "
@@ -242,8 +271,6 @@ def _kept(folder: Path, key: PlanKey) -> Plan | None:
     if told.get("key") != asdict(key) or told.get("sha256") != sha256(data) or not isinstance(told.get("facts"), dict):
         log.warning("%s: damaged or changed since it was compiled: it is compiled anew", place)
         return None
-    with suppress(OSError):
-        os.utime(place)  # used just now
     return Plan(data, key, is_new=False, facts=told["facts"])
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import click
 from rich.table import Table
 
+from agent.cameras.several import file_and_camera
 from agent.config import Station, read_station
 from agent.engines.build import load_runtime, plan_for
 from agent.engines.cuda import open_gpu
 from agent.engines.engine import KINDS, RUNTIMES, TENSORRT, TOLERANCES, EngineSettings, load_engine, open_engine
 from agent.engines.parity import Difference, Parity, Wanted, difference, examined, require
+from agent.engines.tensorrt import crop_plan
 from agent.errors import EngineError
 from agent.line.pipeline import Pipeline
 from agent.recipes.store import RecipeStore
@@ -57,6 +59,7 @@ def compile_command(source: Path, **wish: Any) -> None:
     runtime = load_runtime(settings.runtime)
     with gpu.current():
         plan = plan_for(recipe, settings, runtime, gpu.facts)
+    crop_plan(recipe, settings, runtime, gpu)  # a start must find it ready
     how = f"compiled in {plan.facts.get('seconds')} s" if plan.is_new else "was compiled before"
     say(f"{recipe.product}: {how}, {len(plan.data) / 1e6:.1f} MB, {plan.key.precision} on {gpu.facts.name}")
     for layer, number in plan.facts.get("layers", {}).items():
@@ -172,6 +175,7 @@ def _recipe_of(station: Station) -> Recipe:
 
 
 def _is_recipe(source: Path) -> bool:
-    if not source.is_file():
+    file, camera = file_and_camera(source)
+    if not file.is_file():
         raise InputError(f"{source}: not found: give a station's .yaml file or a recipe")
-    return source.suffix not in (".yaml", ".yml")
+    return camera is None and file.suffix not in (".yaml", ".yml")

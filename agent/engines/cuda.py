@@ -120,16 +120,16 @@ class Gpu(Protocol):
     def current(self) -> AbstractContextManager[None]:
         """Make the GPU this thread's own for a moment; everything below wants that."""
 
-    def page_locked(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return host memory that the GPU reads and writes by itself."""
+    def page_locked(self, shape: tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
+        """Return host memory that the GPU reads and writes by itself. kind: of its values, as NumPy names it."""
 
     def memory(self, n_bytes: int) -> Any:
         """Return device memory; int() of it is its address, and it is released with its last reference."""
 
-    def upload(self, memory: Any, array: NDArray[np.float32]) -> None:
+    def upload(self, memory: Any, array: NDArray[Any]) -> None:
         """Begin to copy a page-locked array to the device."""
 
-    def download(self, array: NDArray[np.float32], memory: Any) -> None:
+    def download(self, array: NDArray[Any], memory: Any) -> None:
         """Begin to copy device memory into a page-locked array."""
 
     def wait(self) -> None:
@@ -229,21 +229,21 @@ class PycudaGpu:
         except self._driver.Error as error:
             raise EngineError(told_by_pycuda(error)) from error
 
-    def page_locked(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def page_locked(self, shape: tuple[int, ...], kind: Any = np.float32) -> NDArray[Any]:
         """Return page-locked zeros."""
-        array: NDArray[np.float32] = self._driver.pagelocked_empty(shape, np.float32)
-        array.fill(0.0)
+        array: NDArray[Any] = self._driver.pagelocked_empty(shape, kind)
+        array.fill(0)
         return array
 
     def memory(self, n_bytes: int) -> Any:
         """Return device memory."""
         return self._driver.mem_alloc(n_bytes)
 
-    def upload(self, memory: Any, array: NDArray[np.float32]) -> None:
+    def upload(self, memory: Any, array: NDArray[Any]) -> None:
         """Begin to copy to the device."""
         self._driver.memcpy_htod_async(memory, array, self._stream)
 
-    def download(self, array: NDArray[np.float32], memory: Any) -> None:
+    def download(self, array: NDArray[Any], memory: Any) -> None:
         """Begin to copy from the device."""
         self._driver.memcpy_dtoh_async(array, memory, self._stream)
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,14 @@ from calibration.errors import MissingPackage
 from calibration.recipe import Recipe
 
 __all__ = [
-    "ENGINES", "INPUT", "KINDS", "MAP", "RUNTIMES", "SCORE", "TENSORRT", "TOLERANCES", "Engine", "EngineSettings",
-    "load_engine", "open_engine", "prove",
+    "CROP", "ENGINES", "INPUT", "KINDS", "MAP", "RUNTIMES", "SCORE", "TENSORRT", "TOLERANCES", "CropEngine", "Engine",
+    "EngineSettings", "load_engine", "of_crops", "open_engine", "prove",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 INPUT, MAP, SCORE = "image", "anomaly_map", "score"
+CROP = "crop"  # what becomes the input on the device
 TENSORRT = "tensorrt"
 RUNTIMES = ("tensorrt", "tensorrt_rtx")  # Python modules
 
@@ -37,6 +38,21 @@ class Engine(Protocol):
 
     def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
         """Return (anomaly_map (h', w'), score) of one prepared part (1, C, h, w); arrays are the caller's own."""
+
+
+@runtime_checkable
+class CropEngine(Engine, Protocol):
+    """An engine that may take 8-bit pixels as they are."""
+
+    crop_shape: tuple[int, int, int, int] | None  # (1, h, w, C); None: not this one
+
+    def infer_crop(self, crop: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        """Return (anomaly_map (h', w'), score) of one part cut out of an 8-bit frame, (h, w) or (h, w, 3)."""
+
+
+def of_crops(engine: Engine) -> Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], float]] | None:
+    """Return what infers 8-bit pixels as they are, None where the engine takes batches alone."""
+    return engine.infer_crop if isinstance(engine, CropEngine) and engine.crop_shape is not None else None
 
 
 @dataclass(frozen=True, slots=True)

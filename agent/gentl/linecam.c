@@ -33,6 +33,8 @@ static const char usage[] =
     "  --lose PER_MILLE      lose this share of the packets\n"
     "  --seed NUMBER         of the dice that lose packets (1)\n"
     "  --drop ID,ID          swallow the frames with these ids\n"
+    "  --late ID,ID          send the frames with these ids late, and those behind them not before\n"
+    "  --late-ms NUMBER      how late (600)\n"
     "  --unicast             do not hear broadcasts, as a camera behind a router\n"
     "  --no-resend           refuse to send lost packets again\n"
     "  --command-port PORT   take commands in UDP datagrams to this port of the address (0: any; -1: none)\n"
@@ -42,8 +44,8 @@ static const char usage[] =
     "\"ready ADDRESS serial NUMBER images COUNT size WIDTHxHEIGHT command PORT\".\n";
 
 typedef struct {
-    const char *interface, *images, *serial, *pixel_format, *drop;
-    double lost_per_mille, link_mbit;
+    const char *interface, *images, *serial, *pixel_format, *drop, *late;
+    double lost_per_mille, link_mbit, late_ms;
     uint32_t packet_bytes, seed;
     int command_port;
     bool no_resend, unicast, verbose;
@@ -95,6 +97,8 @@ static Options parsed(int count, char **arguments) {
         {"link-mbit",    1, NULL, 'm'},
         {"seed",         1, NULL, 'r'},
         {"drop",         1, NULL, 'D'},
+        {"late",         1, NULL, 'L'},
+        {"late-ms",      1, NULL, 'M'},
         {"no-resend",    0, NULL, 'n'},
         {"unicast",      0, NULL, 'u'},
         {"command-port", 1, NULL, 'c'},
@@ -107,6 +111,7 @@ static Options parsed(int count, char **arguments) {
                        .pixel_format = "Mono8",
                        .packet_bytes = 8192,
                        .link_mbit = 1000,
+                       .late_ms = 600,
                        .seed = 1,
                        .command_port = -1};
     for (int option; (option = getopt_long(count, arguments, "", known, NULL)) != -1;) {
@@ -120,6 +125,8 @@ static Options parsed(int count, char **arguments) {
             case 'l': options.lost_per_mille = strtod(optarg, NULL); break;
             case 'r': options.seed = (uint32_t)strtoul(optarg, NULL, 10); break;
             case 'D': options.drop = optarg; break;
+            case 'L': options.late = optarg; break;
+            case 'M': options.late_ms = strtod(optarg, NULL); break;
             case 'u': options.unicast = true; break;
             case 'n': options.no_resend = true; break;
             case 'c': options.command_port = (int)strtol(optarg, NULL, 10); break;
@@ -188,20 +195,21 @@ static void open_sockets(Camera *camera, const Options *options) {
         options->command_port < 0 ? -1 : open_socket(camera->address, (uint16_t)options->command_port, false);
 }
 
-static void parse_drops(Camera *camera, const char *list) {
+/* Return the frame ids of a list, ended by 0; NULL where there is none. */
+static uint16_t *frame_ids(const char *option, const char *list) {
+    uint16_t *ids = NULL;
     size_t count = 0;
     for (const char *at = list; at && *at; count++) {
         char *end;
         unsigned long id = strtoul(at, &end, 10);
-        uint16_t *ids = realloc(camera->faults.drop_ids, (count + 2) * sizeof *ids);
-        if (!ids) abort();
         if (end == at || id == 0 || id > 65535)
-            fail("--drop %s: wanted frame ids of 1 to 65535 with commas between", list);
-        camera->faults.drop_ids = ids;
+            fail("%s %s: wanted frame ids of 1 to 65535 with commas between", option, list);
+        if (!(ids = realloc(ids, (count + 2) * sizeof *ids))) abort();
         ids[count] = (uint16_t)id;
         ids[count + 1] = 0;
         at = *end == ',' ? end + 1 : end;
     }
+    return ids;
 }
 
 static void take_command(Camera *camera) {
@@ -237,8 +245,9 @@ static bool take_stdin(Camera *camera) {
 }
 
 static struct timespec time_to_wait(const Camera *camera) {
-    int64_t wait_ns = LONGEST_WAIT_NS;
-    if (camera->exposing && camera->frame_due_ns - now_ns() < wait_ns) wait_ns = camera->frame_due_ns - now_ns();
+    int64_t wait_ns = LONGEST_WAIT_NS, now = now_ns();
+    if (camera->exposing && camera->frame_due_ns - now < wait_ns) wait_ns = camera->frame_due_ns - now;
+    if (camera->unsent && camera->faults.held_until_ns - now < wait_ns) wait_ns = camera->faults.held_until_ns - now;
     return (struct timespec){.tv_nsec = wait_ns > 0 ? wait_ns : 0};
 }
 
@@ -264,6 +273,7 @@ static void run(Camera *camera) {
         }
         control_check_heartbeat(camera);
         trigger_expose_when_due(camera);
+        stream_send_waiting(camera);
     }
 }
 
@@ -274,7 +284,9 @@ int main(int count, char **arguments) {
     if (!pictures_find(&camera.pictures, options.images, &width, &height))
         fail("--images %s: no readable PGM (P5) or PPM (P6) picture: make some, for instance with OpenCV's imwrite",
              options.images);
-    parse_drops(&camera, options.drop);
+    camera.faults.drop_ids = frame_ids("--drop", options.drop);
+    camera.faults.late_ids = frame_ids("--late", options.late);
+    camera.faults.late_ns = (int64_t)(options.late_ms * 1e6);
     open_sockets(&camera, &options);
     camera.resend = !options.no_resend;
     camera.verbose = options.verbose;

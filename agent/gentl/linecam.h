@@ -159,6 +159,8 @@ typedef struct {
     uint64_t random_state;
     unsigned drop_next; /* frames to swallow whole */
     uint16_t *drop_ids; /* frame ids to swallow whole, ended by 0 */
+    uint16_t *late_ids; /* frame ids that leave late_ns late, and hold up those behind them; ended by 0 */
+    int64_t late_ns, held_until_ns;
     int64_t stalled_until_ns;
 } Faults;
 
@@ -187,6 +189,7 @@ typedef struct {
     Pictures pictures;
     SentFrame sent[SENT_FRAMES];
     size_t sent_next;
+    unsigned unsent; /* frames before sent_next that wait to leave */
     bool resend;
     double link_mbit; /* speed of the wire in Mbit/s; 0: no limit */
     Faults faults;
@@ -223,6 +226,7 @@ uint32_t line_status(const Camera *camera);
 /* linecam_stream.c */
 void stream_prepare(Camera *camera);
 void stream_send_frame(Camera *camera, int64_t exposed_ns);
+void stream_send_waiting(Camera *camera);
 void stream_send_test_packet(Camera *camera);
 void stream_send_again(Camera *camera, uint16_t block_id, uint32_t first, uint32_t last);
 

@@ -162,14 +162,25 @@ void stream_prepare(Camera *camera) {
     pictures_render_next(camera, frame->payload);
 }
 
-static bool swallowed(Camera *camera, uint16_t block_id) {
-    if (camera->faults.drop_next > 0) {
-        camera->faults.drop_next--;
-        return true;
-    }
-    for (const uint16_t *id = camera->faults.drop_ids; id && *id; id++)
-        if (*id == block_id) return true;
+static bool is_listed(const uint16_t *ids, uint16_t block_id) {
+    for (; ids && *ids; ids++)
+        if (*ids == block_id) return true;
     return false;
+}
+
+static bool swallowed(Camera *camera, uint16_t block_id) {
+    if (camera->faults.drop_next == 0) return is_listed(camera->faults.drop_ids, block_id);
+    camera->faults.drop_next--;
+    return true;
+}
+
+/* Send the frames that wait, the oldest first, unless they are held back. */
+void stream_send_waiting(Camera *camera) {
+    while (camera->unsent > 0 && now_ns() >= camera->faults.held_until_ns) {
+        const SentFrame *frame = &camera->sent[(camera->sent_next + SENT_FRAMES - camera->unsent) % SENT_FRAMES];
+        camera->unsent--;
+        send_packets(camera, frame, 0, last_packet(frame));
+    }
 }
 
 /* Send the prepared frame under the number of the exposure. Block ids have 16 bits and leave out 0. */
@@ -183,8 +194,11 @@ void stream_send_frame(Camera *camera, int64_t exposed_ns) {
     frame->block_id = block_id;
     append_chunks(camera, frame, exposed_ns);
     write_leader(camera, frame, exposed_ns);
-    send_packets(camera, frame, 0, last_packet(frame));
     camera->sent_next = (camera->sent_next + 1) % SENT_FRAMES;
+    camera->unsent++;
+    if (is_listed(camera->faults.late_ids, block_id)) camera->faults.held_until_ns = now_ns() + camera->faults.late_ns;
+    if (camera->unsent == SENT_FRAMES - 1) camera->faults.held_until_ns = 0; /* the next one needs the room */
+    stream_send_waiting(camera);
 }
 
 /* Answer a request for packets that the receiver has not seen. */

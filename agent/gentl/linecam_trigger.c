@@ -76,6 +76,7 @@ void acquisition_start(Camera *camera) {
 void acquisition_stop(Camera *camera) {
     camera->acquiring = camera->exposing = false;
     camera->frame_due_ns = 0;
+    camera->unsent = 0;
 }
 
 static bool was_the_last(const Camera *camera) {

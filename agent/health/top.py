@@ -14,12 +14,13 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from agent.cameras.several import CAMERAS, file_and_camera, settings_of_camera
 from agent.health.health import DEFAULT_PORT, read_health_settings
 from agent.health.message import HEALTH_SCHEMA
 from agent.health.top_picture import drawn
 from calibration.console import console
 from calibration.errors import SettingsError, TaktsightError
-from calibration.settings import read_settings
+from calibration.settings import read_file, read_settings
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 3.0
@@ -65,8 +66,8 @@ def fetch(port: int, station: str | None = None) -> dict[str, Any]:
         message = json.loads(data)
     except OSError as error:
         raise NoAnswer(
-            f"no station answers on {HOST}:{port} ({error.strerror or error}): start it with taktsight-agent run, or "
-            "compare health.port in its station.yaml"
+            f"no station answers on {HOST}:{port} ({error.strerror or error}): start it (taktsight-agent run, or "
+            "systemctl start taktsight-agent@NAME), or compare health.port in its station.yaml"
         ) from error
     except (http.client.HTTPException, ValueError, RecursionError) as error:
         raise SettingsError(f"{HOST}:{port} is no station of taktsight: see health.port in station.yaml") from error
@@ -105,5 +106,9 @@ def show_live(
 
 def _told_by(station: Path) -> tuple[str, int]:
     """Return the name and the port that STATION gives; the rest of the file may belong to others."""
-    top = read_settings(station)
+    file, camera = file_and_camera(station)
+    data = read_file(file)
+    top = read_settings(file, data)
+    if camera is not None or top.has(CAMERAS):
+        top = settings_of_camera(file, data, camera)
     return top.text("station"), read_health_settings(top.section("health")).port

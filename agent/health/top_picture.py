@@ -13,6 +13,7 @@ from rich.text import Text
 from calibration.errors import TaktsightError
 
 TIGHT = 0.8  # share of the deadline that p99.9 may take
+NOT_JUDGED = 0.1  # share of parts without verdict that is the news, however quick they were
 SILENT_TAKTS, SILENT_S = 5, 2.0  # a running station without verdicts for so long stands still
 LEFT_COLUMNS = 60  # what stages and measures need
 SIDE_BY_SIDE = 118  # columns from which the tables stand beside each other
@@ -80,7 +81,7 @@ class _Picture:
         return Text.assemble((f" {word} ", f"bold {style}"), " ", why)
 
     def _judged(self) -> tuple[str, str, str]:
-        told, latency, deadline = self._told, self._latency, f"{self._deadline_ms:g} ms"
+        told, deadline = self._told, f"{self._deadline_ms:g} ms"
         if told["state"] != "running":
             return _printable(told["state"]).upper(), "reverse yellow", "no part is judged"
         silent_s = _seconds(told["lastVerdictTime"] or told["startTime"], told["creationTime"])
@@ -93,11 +94,34 @@ class _Picture:
                 "reverse red",
                 f"{n_late:,} of {parts:,} parts had no answer at {deadline} {self._span()}",
             )
+        return self._in_time(parts, deadline)
+
+    def _in_time(self, parts: int, deadline: str) -> tuple[str, str, str]:
+        """Return what to say where no part was late."""
+        latency, without = self._latency, self._without_verdict()
         if latency is None:
             return "NO PARTS", "reverse yellow", f"none was looked at {self._span()}"
+        if sum(without.values()) > NOT_JUDGED * parts:
+            causes = ", ".join(f"{_printable(reason)} {count:,}" for reason, count in without.items())
+            of_all = f"{sum(without.values()):,} of {parts:,} parts"
+            return "NOT JUDGED", "reverse yellow", f"{of_all} had no verdict {self._span()}: {causes}"
         used = latency["p999"] / self._deadline_ms
+        if used > TIGHT and "frame_lost" in without:  # such a part takes the whole deadline, whatever the engine does
+            of_all = f"{without['frame_lost']:,} of {parts:,} parts"
+            return (
+                "FRAMES LOST",
+                "reverse yellow",
+                f"{of_all} had no frame at {deadline} {self._span()}: camera, trigger",
+            )
         why = f"p99.9 {latency['p999']:.1f} of {deadline}, 0 of {parts:,} parts late {self._span()}"
         return ("TIGHT", "reverse yellow", why) if used > TIGHT else ("KEEPS ITS TAKT", "reverse green", why)
+
+    def _without_verdict(self) -> dict[str, int]:
+        """Return how many recent parts had no verdict, by reason, the most frequent first."""
+        counts = {
+            row["reason"]: int(row["count"]) for row in self._recent["verdicts"] if row["outcome"] == "no_verdict"
+        }
+        return dict(sorted(((reason, count) for reason, count in counts.items() if count), key=lambda item: -item[1]))
 
     def _span(self) -> str:
         return f"in {_lasting(self._recent['seconds'])}"
@@ -123,8 +147,11 @@ class _Picture:
         bar = Text.assemble(bar[:limit], ("|", "bold red"), bar[limit:])
         scale = Text("trigger to verdict, ms".ljust(limit - len("deadline ")) + "deadline ", "dim")
         legend = [f"{name} {self._latency[key]:.1f}" for name, key in STATISTICS]
-        shades = f"{self._full[0]} to p50   {self._full[1]} to p99   {self._full[2]} to max"
-        return [scale, bar, Text.assemble("   ".join(legend), (f"      {shades}", "dim"))]
+        figures = Text("   ".join(legend))
+        shades = Text(f"{self._full[0]} to p50   {self._full[1]} to p99   {self._full[2]} to max", "dim")
+        if len(figures) + 6 + len(shades) > self._width:
+            return [scale, bar, figures, shades]
+        return [scale, bar, Text.assemble(figures, "      ", shades)]
 
     def _strip(self) -> list[Text]:
         """Return the slowest part of each ten seconds, as eighths of the deadline."""

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from agent.install.steps import FILE_MODE, RECORD, Machine, Record, Step, command, digest, write_record
-from agent.outbox.folder import kept_rows
+from agent.outbox.folder import kept_rows, outboxes
 from calibration.errors import TaktsightError
 
 PREFIX = Path("/opt/taktsight")  # stands in the unit
@@ -233,7 +233,7 @@ class Installer:
 
         def check() -> None:
             place = self._machine.inside(folder)
-            number = sum(1 for _ in kept_rows(place)) if place.is_dir() else 0
+            number = sum(1 for one in outboxes(place) for _ in kept_rows(one))
             if number:
                 raise TaktsightError(
                     f"{folder}: {number} messages wait or are in quarantine, nothing was deleted: export them with "

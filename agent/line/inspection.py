@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from agent.engines.parity import thresholds_serve
 from agent.journal import fields
 from agent.line.beat import Inspector
 from agent.line.loop import Line
+from agent.line.paced import PacedLine
 from agent.line.pipeline import Pipeline
 from agent.line.realtime import go_first
 from agent.line.states import WIRE_STATE, Event, State, StateMachine
@@ -79,8 +81,10 @@ class Inspection:
         wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._camera = station.camera.open()
         self._output = NoOutput() if station.output is None else station.output.open(self._camera)
+        self._source = None if station.trigger is None else station.trigger.open()
         self._handover = Handover(self._ring, wake, _wanted(station), self._charge, self._halt)
-        self.line = Line(
+        line = Line if self._source is None else partial(PacedLine, self._source)
+        self.line = line(
             self._camera,
             pipeline,
             station.beat,
@@ -176,6 +180,7 @@ class Inspection:
                 **self._handover.counters(),
                 **self._output.counters(),
                 **(self._camera.counters if isinstance(self._camera, GenicamCamera) else {}),
+                **({} if self._source is None else self._source.counters()),
             },
             "alarms": alarm_fields(self._alarms()),
             "given_up": self._handover.given_up + self._handover.unwritten,
@@ -184,6 +189,8 @@ class Inspection:
     def _alarms(self) -> list[Alarm]:
         held = self.line.held
         alarms = [] if held is None else [Alarm(str(held.reason), held.detail)]
+        if self._source is not None and self._source.fault:
+            alarms.append(Alarm("trigger_down", self._source.fault))
         return alarms + [Alarm("not_realtime", line) for line in self._refused]
 
     def _halt(self, detail: str) -> None:

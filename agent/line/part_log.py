@@ -53,8 +53,11 @@ class PartLog:
             part=verdict.part_id,
             score=score,
         )
-        level = logging.INFO if verdict.outcome is Outcome.REJECT else logging.WARNING
-        log.log(level, "part %d: %s, %s: %s", verdict.trigger_id, *kind, verdict.detail, extra=what)
+        rejected = verdict.outcome is Outcome.REJECT
+        figures = f" {verdict.score:.3f}, threshold {verdict.threshold:.3f}" if rejected else ""
+        told = f": {verdict.detail}" if verdict.detail else ""
+        level = logging.INFO if rejected else logging.WARNING
+        log.log(level, "part %d: %s, %s%s%s", verdict.trigger_id, *kind, figures, told, extra=what)
 
     def sum_up(self) -> None:
         """Tell what was counted for a minute; what did not come again is news when it comes next."""

@@ -12,16 +12,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engines.engine import Engine
+from agent.engines.engine import Engine, of_crops
 from agent.line.budget import Budget, Costs
 from agent.verdict import Outcome, Reason, Region, Verdict
 from calibration.condition import Condition, glimpse, measured
 from calibration.errors import BadFrame, NotRegistered
-from calibration.frame import Frame, Pixels
+from calibration.frame import Frame, Pixels, reflectance
 from calibration.photometric import Photometric
-from calibration.preprocess import View, check_frame, picture_of, to_batch
+from calibration.preprocess import View, batch_of, check_frame, picture_of, to_crop
 from calibration.recipe import Recipe
 from calibration.registration import Registration
+from calibration.zones import Zones
 
 MOST_REGIONS = 16
 STAGES = ("photometric", "condition", "registration", "preprocess", "engine", "regions")
@@ -42,6 +43,7 @@ class Pipeline:
     ) -> None:
         self.recipe = recipe
         self.engine = engine
+        self._infer_crop = of_crops(engine)
         self.photometric = photometric or Photometric()
         self._costs = Costs()
         self.score_threshold = recipe.thresholds.score if score_threshold is None else score_threshold
@@ -89,53 +91,69 @@ class Pipeline:
             if recipe.reference is not None:
                 registration = recipe.reference.register(pixels, frame.bit_depth)
         with watch.stage("preprocess"):
-            batch = to_batch(pixels, frame.bit_depth, recipe.view, registration)
+            crop = to_crop(pixels, recipe.view, registration)
+            batch = None  # 8-bit pixels may go to a GPU as they are
+            if self._infer_crop is None or crop.dtype != np.uint8:
+                batch = batch_of(crop, frame.bit_depth, recipe.view)
         if budget.is_hopeless("engine"):
             return _no_verdict(frame, Reason.LATE, TOO_LITTLE_TIME, watch, condition)
         with watch.stage("engine"):
-            anomaly_map, score = self.engine.infer(batch)
+            anomaly_map, score = self._infer(crop, batch)
         if not (math.isfinite(score) and bool(np.isfinite(anomaly_map).all())):
             return _no_verdict(frame, Reason.FAULT, f"the engine answered {score}: not a number", watch, condition)
         found = None
         if budget.allows("regions"):
             with watch.stage("regions"):
-                found = regions(anomaly_map, recipe.thresholds.map, recipe.view)
-        verdict = self._verdict(frame, watch, score, batch, anomaly_map, found, registration, condition)
+                found = regions(anomaly_map, recipe.thresholds.map, recipe.view, recipe.zones)
+        picture = reflectance(crop, frame.bit_depth) if batch is None else picture_of(batch)
+        verdict = self._verdict(frame, watch, score, picture, anomaly_map, found, registration, condition)
         return replace(verdict, cut=tuple(budget.cut)) if budget.cut else verdict
+
+    def _infer(self, crop: Pixels, batch: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], float]:
+        if batch is not None:
+            return self.engine.infer(batch)
+        assert self._infer_crop is not None
+        return self._infer_crop(np.asarray(crop, np.uint8))
 
     def _verdict(  # noqa: PLR0917 private: gathers what the stages made
         self,
         frame: Frame,
         watch: _Stopwatch,
         score: float,
-        batch: NDArray[np.float32],
+        picture: NDArray[np.float32],
         anomaly_map: NDArray[np.float32],
         found: tuple[Region, ...] | None,
         registration: Registration | None,
         condition: Condition,
     ) -> Verdict:
         threshold = self.score_threshold
-        return Verdict(
+        zones = {} if self.recipe.zones is None else self.recipe.zones.scores(anomaly_map)
+        verdict = Verdict(
             trigger_id=frame.trigger_id,
             outcome=Outcome.REJECT if score > threshold else Outcome.PASS,
             reason=Reason.SCORE,
-            detail=_explanation(score, threshold, found),
             part_id=frame.facts.get("part_id"),
             score=score,
             threshold=threshold,
             regions=found or (),
+            zones=zones,
+            mm_per_px=self.recipe.mm_per_px,
             registration=registration,
             condition=condition,
             anomaly_map=anomaly_map,
-            picture=picture_of(batch),
+            picture=picture,
             stage_ms=watch.stage_ms,
         )
+        return replace(verdict, detail=_explanation(verdict, score, threshold, looked=found is not None))
 
 
-def regions(anomaly_map: NDArray[np.float32], map_threshold: float, view: View) -> tuple[Region, ...]:
+def regions(
+    anomaly_map: NDArray[np.float32], map_threshold: float, view: View, zones: Zones | None = None
+) -> tuple[Region, ...]:
     """Return the connected places (8 neighbours) above the threshold, highest peak first, in reference pixels.
 
-    anomaly_map: (h', w'), covering the detector's view. At most 16 are returned.
+    anomaly_map: (h', w'), covering the detector's view. zones: of that map; each place is in that of its peak. At most
+    16 are returned.
     """
     above = (anomaly_map > map_threshold).astype(np.uint8)
     if not above.any():
@@ -143,17 +161,21 @@ def regions(anomaly_map: NDArray[np.float32], map_threshold: float, view: View) 
     box = view.rectangle
     cell_x, cell_y = box.width_px / anomaly_map.shape[1], box.height_px / anomaly_map.shape[0]
     count, labels, stats, _ = cv2.connectedComponentsWithStats(above, connectivity=8)
-    found = [
-        Region(
-            x_px=box.x_px + float(stats[label, cv2.CC_STAT_LEFT]) * cell_x,
-            y_px=box.y_px + float(stats[label, cv2.CC_STAT_TOP]) * cell_y,
-            width_px=float(stats[label, cv2.CC_STAT_WIDTH]) * cell_x,
-            height_px=float(stats[label, cv2.CC_STAT_HEIGHT]) * cell_y,
-            area_px=float(stats[label, cv2.CC_STAT_AREA]) * cell_x * cell_y,
-            peak=float(anomaly_map[labels == label].max()),
+    found = []
+    for label in range(1, count):
+        inside = np.where(labels == label, anomaly_map, -np.inf)
+        peak = int(inside.argmax())
+        found.append(
+            Region(
+                x_px=box.x_px + float(stats[label, cv2.CC_STAT_LEFT]) * cell_x,
+                y_px=box.y_px + float(stats[label, cv2.CC_STAT_TOP]) * cell_y,
+                width_px=float(stats[label, cv2.CC_STAT_WIDTH]) * cell_x,
+                height_px=float(stats[label, cv2.CC_STAT_HEIGHT]) * cell_y,
+                area_px=float(stats[label, cv2.CC_STAT_AREA]) * cell_x * cell_y,
+                peak=float(anomaly_map.flat[peak]),
+                zone=None if zones is None else zones.names[int(zones.cells.flat[peak])],
+            )
         )
-        for label in range(1, count)
-    ]
     return tuple(sorted(found, key=lambda region: -region.peak)[:MOST_REGIONS])
 
 
@@ -189,14 +211,18 @@ def _no_verdict(
     )
 
 
-def _explanation(score: float, threshold: float, found: tuple[Region, ...] | None) -> str:
-    """Return one sentence for the operator. found: None where there was no time to look."""
-    if score <= threshold:
+def _explanation(verdict: Verdict, score: float, threshold: float, *, looked: bool) -> str:
+    """Return one sentence for the operator. looked: False where there was no time to look for places."""
+    if verdict.outcome is not Outcome.REJECT:
         return ""
-    if found is None:
-        return f"score {score:.3g} is above {threshold:.3g}; there was no time to say where"
-    if not found:
-        return f"score {score:.3g} is above {threshold:.3g}, spread over the part"
-    worst = found[0]
+    by = f"{', '.join(verdict.rejected_by)}: " if verdict.rejected_by else ""
+    if not looked:
+        return f"{by}score {score:.3g} is above {threshold:.3g}; there was no time to say where"
+    if not verdict.regions:
+        return f"{by}score {score:.3g} is above {threshold:.3g}, spread over the part"
+    worst = verdict.regions[0]
     x, y = worst.x_px + worst.width_px / 2, worst.y_px + worst.height_px / 2
-    return f"unlike good parts at x {x:.0f}, y {y:.0f} px, {worst.width_px:.0f} x {worst.height_px:.0f} px"
+    text = f"{by}unlike good parts at x {x:.0f}, y {y:.0f} px, {worst.width_px:.0f} x {worst.height_px:.0f} px"
+    if verdict.mm_per_px is not None:
+        text += f" ({worst.width_px * verdict.mm_per_px:.3g} x {worst.height_px * verdict.mm_per_px:.3g} mm)"
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from rich.table import Table
 
 from agent.commands.log import FILE_NAME, CommandLog, Entry
 from agent.config import Station
+from agent.errors import InUse
+from agent.outbox.database import Damaged, read_about, reading
 from agent.outbox.folder import KeptRow, discard, kept_rows
-from calibration.console import console, say
+from calibration.console import console, note, say
 from calibration.errors import InputError
 
 MAX_VALUE_CHARACTERS = 60  # of what was before and after
@@ -21,11 +24,25 @@ MAX_VALUE_CHARACTERS = 60  # of what was before and after
 def show_outbox(station: Station, export: Path | None, *, discard_rest: bool) -> None:
     """Print what waits, is in quarantine or was set aside; write it to `export`; then delete all but what waits.
 
-    Raises StorageError if an agent uses the outbox or there is none, InputError if the export cannot be written.
+    While an agent runs, only what waits for whom is printed.
+
+    Raises StorageError if there is no outbox, or an agent uses it and an export is wanted; InputError if the export
+    cannot be written.
     """
     folder = station.outbox.folder
-    rows = list(kept_rows(folder))
-    say(f"{folder}: {len(rows)} messages" if rows else f"{folder}: empty, every consumer has everything")
+    try:
+        rows = list(kept_rows(folder))
+    except InUse:
+        if export is not None:
+            raise
+        say(f"{folder}: in use by the agent that runs; {_waiting(folder)}")
+        note("stop the agent to see what is in quarantine, and to export")
+        return
+    say(
+        f"{folder}: {len(rows)} messages; {_waiting(folder)}"
+        if rows
+        else f"{folder}: empty, every consumer has everything"
+    )
     if rows:
         console.print(_kept_table(rows))
     if export is not None:
@@ -51,6 +68,18 @@ def show_commands(station: Station, most: int) -> None:
         log.close()
     for entry in trail:
         say(_told(entry))
+
+
+def _waiting(folder: Path) -> str:
+    """Return how much waits for whom; an agent may run meanwhile."""
+    try:
+        with reading(folder) as connection:
+            last = int(read_about(connection, "last_seq"))
+            consumers = dict(read_about(connection, "acknowledged")["consumers"])
+    except (sqlite3.Error, Damaged) as error:
+        return f"what is waiting cannot be read: {error}"
+    waiting = ", ".join(f"{last - int(upto)} for {name or 'the broker'}" for name, upto in consumers.items())
+    return f"waiting: {waiting or 'no consumer yet'}"
 
 
 def _kept_table(rows: list[KeptRow]) -> Table:

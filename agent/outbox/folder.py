@@ -75,6 +75,17 @@ def locked(folder: Path, *, make: bool = False) -> int:
     return lock
 
 
+def outboxes(folder: Path) -> list[Path]:
+    """Return the folders of the outboxes that a station keeps here: its own, or one for each of its cameras."""
+    places = [folder, *sorted(folder.glob("*/"))]
+    return [
+        place
+        for place in places
+        if not place.name.startswith(DAMAGED)
+        and ((place / FILE).exists() or (place / LOCK).exists() or any(place.glob(f"{DAMAGED}*")))
+    ]
+
+
 def kept_rows(folder: Path) -> Iterator[KeptRow]:
     """Yield all that waits, is in quarantine or was set aside with a damaged database, as far as it can be read.
 

@@ -1,4 +1,7 @@
-"""A gate on a pin of this computer, by the kernel's GPIO devices (libgpiod 2). The only file that imports gpiod."""
+"""A gate on a pin of this computer, by the kernel's GPIO devices (libgpiod 2).
+
+This file and `agent.cameras.trigger_pin`, which reads one, alone import gpiod.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A gate on a coil of a PLC, by Modbus/TCP. The only file that imports pymodbus.
+"""A gate on a coil of a PLC, by Modbus/TCP.
+
+This file and `agent.cameras.trigger_plc`, which reads from one, alone import pymodbus.
 
 The coil is on while the gate is open. Every write is confirmed by the PLC, or the gate has failed; a coil that was on
 when the connection broke is the PLC's to reset: it must watch the heartbeat. See docs/output.md.

@@ -147,8 +147,10 @@ def verdict_message(
         "score": score,
         "threshold": threshold,
         "lineAction": line_action(verdict.outcome, origin.on_no_verdict),
-        "regions": _region_fields(verdict.regions),
+        "regions": _region_fields(verdict.regions, verdict.mm_per_px),
         "regionCount": len(verdict.regions),
+        "zones": {name: _number(score) for name, score in verdict.zones.items()},
+        "rejectedBy": list(verdict.rejected_by),
         "registration": None if verdict.registration is None else _registration_fields(verdict.registration),
         "condition": None if verdict.condition is None else _condition_fields(verdict.condition),
         "latencyMs": _number(verdict.latency_ms),
@@ -274,20 +276,23 @@ def _result_state(reason: Reason) -> int:
     return 3 if reason in _ABORTED else 4
 
 
-def _region_fields(regions: tuple[Region, ...]) -> list[dict[str, Any]]:
+def _region_fields(regions: tuple[Region, ...], mm_per_px: float | None) -> list[dict[str, Any]]:
     """Return the strongest regions, highest peak first: a bad light must not make a message of a megabyte."""
     strongest = sorted(regions, key=lambda region: region.peak, reverse=True)[:MAX_REGIONS]
-    return [
-        {
-            "xPx": _number(region.x_px),
-            "yPx": _number(region.y_px),
-            "widthPx": _number(region.width_px),
-            "heightPx": _number(region.height_px),
-            "areaPx": _number(region.area_px),
-            "peak": _number(region.peak),
-        }
-        for region in strongest
-    ]
+    return [_place_fields(region, mm_per_px) for region in strongest]
+
+
+def _place_fields(region: Region, mm_per_px: float | None) -> dict[str, Any]:
+    """Return one region; its zone only where zones are drawn, millimetres only where the recipe knows the scale."""
+    sides = {"x": region.x_px, "y": region.y_px, "width": region.width_px, "height": region.height_px}
+    told: dict[str, Any] = {f"{name}Px": _number(side) for name, side in sides.items()}
+    told |= {"areaPx": _number(region.area_px), "peak": _number(region.peak)}
+    if region.zone is not None:
+        told["zone"] = region.zone
+    if mm_per_px is not None:
+        told |= {f"{name}Mm": _number(round(side * mm_per_px, 4)) for name, side in sides.items()}
+        told["areaMm2"] = _number(round(region.area_px * mm_per_px**2, 4))
+    return told
 
 
 def _registration_fields(registration: Registration) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from calibration.console import console, note, say
 from calibration.errors import RecipeError, TaktsightError
 from calibration.recipe import Recipe
 
-MOST_VALUE_CHARACTERS = 160
+MOST_LINE_CHARACTERS = 500
 
 STATION = click.argument("station", type=click.Path(path_type=Path))
 
@@ -36,20 +37,27 @@ def recipes_commands() -> None:
 @STATION
 def list_command(station: Path) -> None:
     """Show which recipes STATION has, who signed them, and which one is active."""
-    store = _store(read_station(station))
-    state = store.state()
-    table = Table(title=str(store.folder), title_justify="left")
-    for heading in ("recipe", "", "product", "revision", "signer", "digest"):
-        table.add_column(heading)
-    for one in store.listed():
-        mark = "active" if _is(state.active, one.name) else "previous" if _is(state.previous, one.name) else ""
-        table.add_row(one.name, mark, *(_facts(one.recipe) if one.recipe is not None else ("refused", "", "", "")))
-    console.print(table)
-    for one in store.listed():
+    settings = read_station(station)
+    store = _store(settings)
+    state, listed = store.state(), store.listed()
+    if listed:
+        table = Table(title=str(store.folder), title_justify="left")
+        for heading in ("recipe", "", "product", "revision", "signer", "digest"):
+            table.add_column(heading)
+        for one in listed:
+            mark = "active" if _is(state.active, one.name) else "previous" if _is(state.previous, one.name) else ""
+            table.add_row(one.name, mark, *(_facts(one.recipe) if one.recipe is not None else ("refused", "", "", "")))
+        console.print(table)
+    else:
+        say(f"{store.folder}: nothing was added")
+    for one in listed:
         if one.trouble:
             note(one.trouble)
     if state.active is None:
-        say("active: the recipe that station.yaml names")
+        say(f"active: {settings.recipes.recipe}, as {station.name} says: {_of_the_station(store)}")
+    if state.threshold is not None:
+        digest = state.threshold.digest[:12]
+        say(f"threshold: {state.threshold.score:g} as commanded, with the recipe of digest {digest} (see commands)")
 
 
 @recipes_commands.command(
@@ -197,6 +205,15 @@ def _told(choice: Choice | None) -> str:
     return f"{choice.name or 'as station.yaml says'}: {choice.product}, {signed}, digest {choice.digest[:12]}"
 
 
+def _of_the_station(store: RecipeStore) -> str:
+    try:
+        product, revision, signer, digest = _facts(store.current()[1])
+    except TaktsightError as error:
+        return f"refused: {error}"
+    signed = signer if revision == "-" else f"revision {revision}, signed by {signer}"
+    return f"{product}, {signed}, digest {digest}"
+
+
 def _tell_change(old: Choice | None, new: Choice) -> None:
     say(f"before: {_told(old)}")
     say(f"active: {_told(new)}")
@@ -204,10 +221,18 @@ def _tell_change(old: Choice | None, new: Choice) -> None:
 
 
 def _told_line(fields: dict[str, Any]) -> str:
-    changes = " -> ".join(_short(fields[key]) for key in ("old", "new"))
-    return f"{str(fields['utc']).replace('T', ' ')}  {fields['who']}  {fields['what']}: {changes}"
+    """Return a line of the trail for people: what is new, and what it took the place of."""
+    new, old = (_words(fields[key]) for key in ("new", "old"))
+    change = f"{new}; before: {old}" if old else new
+    line = f"{str(fields['utc']).replace('T', ' ')}  {fields['who']}  {fields['what']}: {change}"
+    return line if len(line) <= MOST_LINE_CHARACTERS else line[: MOST_LINE_CHARACTERS - 1] + "…"
 
 
-def _short(value: Any) -> str:
+def _words(value: Any) -> str:
+    """Return a value of the trail in words, digests short; nothing for nothing."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items() if one not in (None, ""))
+    if value is None:
+        return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= MOST_VALUE_CHARACTERS else text[: MOST_VALUE_CHARACTERS - 1] + "…"
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -237,7 +237,7 @@ def test_a_region_outside_the_view_is_refused(tmp_path: Path) -> None:
 
 def test_an_ignore_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((32, 32), np.uint8))
-    with pytest.raises(InputError, match="the ignore mask is 32x32 px, the reference view 64x64"):
+    with pytest.raises(InputError, match="the mask is 32x32 px, the reference view 64x64"):
         learnt(tmp_path, ignore=tmp_path / "mask.png")
 
 

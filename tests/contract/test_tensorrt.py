@@ -15,6 +15,7 @@ from recipes import tiny_graph, tiny_recipe
 from tiny_detectors import SIDE, covering, material_of, options_for, silent, textured_parts
 
 from agent.engines.build import Network, built, layer_counts, load_runtime, parsed
+from agent.engines.crop import expansion
 from agent.errors import EngineError
 from trainer.catalogue import method
 from trainer.export import answers_of, export_graph
@@ -58,6 +59,14 @@ def test_a_detector_parses_and_builds_in_half_precision(name: str, tmp_path: Pat
     layers = layer_counts(network)
     assert any(layer.endswith(" HALF") for layer in layers), layers
     assert not any(layer.startswith(("CONVOLUTION INT", "CONVOLUTION FP8")) for layer in layers)
+    assert len(built(network, WORKSPACE_MB)) > 1000
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_makes_batches_of_8_bit_crops_parses_and_builds(channels: int) -> None:
+    network = expansion(load_runtime("tensorrt_rtx"), (1, 24, 32, channels))
+    assert outputs(network) == {"crop": ("UINT8", (1, 24, 32, channels)), "image": ("FLOAT", (1, channels, 24, 32))}
+    assert list(layer_counts(network)) == ["CAST FLOAT", "CONSTANT FLOAT", "ELEMENTWISE FLOAT", "SHUFFLE FLOAT"]
     assert len(built(network, WORKSPACE_MB)) > 1000
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
@@ -16,10 +17,10 @@ from agent.clock import Stamp
 from agent.errors import BrokerError
 from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
 from agent.outbox.outbox import Outbox, OutboxSettings
-from agent.publishing.messages import Origin, new_id, verdict_message
+from agent.publishing.messages import Alarm, Origin, new_id, status_message, verdict_message
 from agent.publishing.publisher import Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
-from agent.watch import read_row, watch
+from agent.watch import LiveLines, read_row, read_status, watch
 from tests.broker import Consumer, free_port, wait_until
 from tests.verdicts import NOON, sent
 
@@ -163,9 +164,98 @@ def test_the_demo_broker_carries_verdicts_and_ends_when_asked(tmp_path):
     ("reason", "detail", "cause"),
     [
         (Reason.LATE, "210 ms, 200 allowed", "late: 210 ms, 200 allowed"),
-        (Reason.SATURATED, "saturated: 12 % of the part is white", "saturated: 12 % of the part is white"),
+        (Reason.TOO_DARK, "", "too_dark"),
     ],
 )
-def test_a_reason_that_its_detail_begins_with_is_said_once(reason, detail, cause):
+def test_a_part_that_was_not_judged_says_why(reason, detail, cause):
     message = sent(Verdict(1, Outcome.NO_VERDICT, reason, detail), ORIGIN, 1)
     assert read_row(message).cause == cause
+
+
+def status(state="running", *, alarms=(), **waiting):
+    message = status_message(ORIGIN, state, alarms=alarms, created_utc=NOON)
+    consumers = {name: {"acknowledged": 0, "waiting": number} for name, number in waiting.items()}
+    return message if state == "offline" else {**message, "consumers": consumers}
+
+
+@needs_broker
+def test_watch_says_how_the_station_does_before_any_verdict_comes(broker, monkeypatch):
+    monkeypatch.setattr("agent.watch.PATIENCE_S", 0.3)
+    page = io.StringIO()
+    alarm = Alarm("score_drift", "look at the lamp \x1b[2J")
+    sender = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    sender.connect("127.0.0.1", broker.port)
+    sender.loop_start()
+    said = iter([status("ready"), *[status(alarms=[alarm], mes=5, erp=2)] * 3, status(mes=5, erp=0), status("offline")])
+    due_s = 0.0
+
+    def say_one_now_and_then():
+        nonlocal due_s
+        if time.monotonic() < due_s:
+            return False
+        due_s = time.monotonic() + 0.3
+        message = next(said, None)
+        if message is not None:
+            sender.publish(f"{ROOT}/status", json.dumps(message), qos=1, retain=True)
+        return message is None
+
+    settings = MqttSettings(topic=ROOT, port=broker.port)
+    watch(settings, count=1, timeout_s=15.0, console=Console(file=page), give_up=say_one_now_and_then)
+    sender.disconnect()
+    sender.loop_stop()
+    assert [line for line in page.getvalue().splitlines()[1:] if "no station" not in line] == [
+        "note: cell7 is ready: bottle",
+        "note: cell7 is running: bottle",
+        "note: alarm score_drift: look at the lamp ?[2J",
+        "note: verdicts wait at the station, not acknowledged by erp, mes: check that it runs",
+        "note: cell7 is offline: killed, or cut off from the broker",
+    ]
+
+
+@needs_broker
+def test_watch_doubts_its_topic_where_no_station_speaks(broker, monkeypatch):
+    monkeypatch.setattr("agent.watch.PATIENCE_S", 0.1)
+    page = io.StringIO()
+    watch(MqttSettings(topic=ROOT, port=broker.port), count=1, timeout_s=1.0, console=Console(file=page))
+    assert [line[:40] for line in page.getvalue().splitlines()[1:]] == ["note: no station speaks at acme/plant1/h"]
+
+
+@needs_broker
+def test_watch_says_once_that_the_broker_is_away(broker, monkeypatch):
+    monkeypatch.setattr("agent.watch.PATIENCE_S", 0.1)
+    page = io.StringIO()
+    broker.kill()
+    settings = MqttSettings(topic=ROOT, port=broker.port)
+    with pytest.raises(BrokerError, match="no broker at"):
+        watch(settings, count=1, timeout_s=0.6, console=Console(file=page))
+    assert page.getvalue().splitlines()[1:] == [f"note: no broker answers at 127.0.0.1:{broker.port} yet: trying again"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"state": "asleep"}, {"alarms": 3}, {"alarms": [{"code": "halted"}]}, {"consumers": {"mes": {}}}]
+)
+def test_a_status_that_cannot_be_read_is_refused(change):
+    assert read_status(status(mes=1)).away == ("mes",)
+    assert read_status(status(mes=5, erp=0)).away == ()
+    with pytest.raises(ValueError, match=r"unknown|missing|type"):
+        read_status({**status(mes=1), **change})
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 12), (200, 60)])
+def test_a_terminal_shows_every_figure_and_the_whole_cause_of_its_newest_parts(width, height):
+    row = read_row(three_outcomes()[1])
+    long = replace(
+        row, cause="too_dark: brightness 0.012, need 0.182: check the lamp, the exposure and whatever is before it"
+    )
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+    lines = LiveLines(terminal)
+    lines.standing(("cell7 is running: bottle",))
+    for number in range(100):
+        lines.add(replace(long, trigger=str(number)))
+    terminal.print(lines.picture())
+    shown = terminal.file.getvalue().splitlines()
+    assert 0.7 * height < len(shown) < height
+    assert max(map(len, shown)) <= width
+    words = " ".join(" ".join(shown).split())
+    assert words.startswith("cell7 is running: bottle part trigger outcome score threshold ms cause")
+    assert words.endswith(f"99 REJECT 9.000 0.500 - {long.cause}")

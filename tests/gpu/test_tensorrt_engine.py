@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from recipes import tiny_answer, tiny_recipe
 
-from agent.engines.build import load_runtime, plan_for
+from agent.engines.build import built, load_runtime, plan_for
+from agent.engines.crop import expansion, sample
 from agent.engines.cuda import Gpu, open_gpu, probe_driver
-from agent.engines.engine import RUNTIMES, EngineSettings, open_engine
+from agent.engines.engine import CROP, INPUT, RUNTIMES, EngineSettings, of_crops, open_engine
 from agent.engines.tensorrt import TensorRtEngine, tensorrt_engine
 from agent.errors import EngineError
+from calibration.preprocess import to_batch
 
 INSTALLED = [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
 ROUNDS = 20
@@ -65,6 +67,42 @@ def test_a_graph_answers_as_launches_one_by_one_do(settings: EngineSettings) -> 
     without = engine.infer(picture(1))
     np.testing.assert_array_equal(with_graph[0], without[0])
     assert with_graph[1] == without[1]
+
+
+@pytest.mark.parametrize("is_captured", [True, False])
+def test_an_8_bit_crop_is_answered_as_its_batch_is(settings: EngineSettings, is_captured: bool) -> None:
+    recipe = tiny_recipe()
+    engine = tensorrt_engine(recipe, settings)
+    infer_crop = of_crops(engine)
+    assert infer_crop is not None, "what makes batches of crops was not taken: see the log"
+    if not is_captured:
+        engine._replay = engine._replay_crop = None
+    for seed in range(5):
+        crop = np.random.default_rng(seed).integers(0, 256, (32, 32), np.uint8)
+        expected_map, expected = engine.infer(to_batch(crop, 8, recipe.view, None))
+        anomaly_map, score = infer_crop(crop)
+        np.testing.assert_allclose(anomaly_map, expected_map, rtol=1e-6, atol=1e-7)
+        assert score == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_level_of_a_crop_becomes_its_reflectance(settings: EngineSettings, gpu: Gpu, channels: int) -> None:
+    runtime, shape = load_runtime(settings.runtime), (1, 64, 96, channels)
+    with gpu.current():
+        data = built(expansion(runtime, shape), settings.workspace_mb)
+        engine = runtime.Runtime(runtime.Logger(runtime.Logger.ERROR)).deserialize_cuda_engine(data)
+        context, (crop, batch) = engine.create_execution_context(), sample(shape)
+        host, found = gpu.page_locked(crop.shape, np.uint8), gpu.page_locked(batch.shape)
+        host[:] = crop
+        memory = {CROP: gpu.memory(crop.nbytes), INPUT: gpu.memory(batch.nbytes)}
+        for name, place in memory.items():
+            assert context.set_tensor_address(name, int(place))
+        gpu.upload(memory[CROP], host)
+        assert context.execute_async_v3(gpu.stream)
+        gpu.download(found, memory[INPUT])
+        gpu.wait()
+        np.testing.assert_allclose(found, batch, atol=1e-7)
+        del context, engine, memory, host
 
 
 def test_a_plan_is_found_again_and_a_damaged_one_is_compiled_anew(settings: EngineSettings, gpu: Gpu) -> None:

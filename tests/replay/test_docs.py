@@ -114,7 +114,7 @@ def options_are_there(command: str) -> None:
 
 
 def journal_fields_are_there(command: str) -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "agent").glob("*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "agent").rglob("*.py"))
     for name in re.findall(r"TAKTSIGHT_(\w+)=", command):
         assert re.search(rf"\b{name.lower()}=", sources), name
     assert all(unit == "taktsight-agent@cell7" for unit in re.findall(r"-u (\S+)", command))

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ def test_a_swallowed_frame_leaves_a_gap_in_the_frame_ids(pictures):
         assert ids == [1, 2, 5, 6]
 
 
+def test_a_late_frame_holds_up_those_behind_it_and_each_comes_whole_in_its_order(pictures):
+    options = ("--late", "2,5", "--late-ms", "400")
+    with Linecam(pictures, *options) as camera, opened(camera, **TRIGGERED) as acquirer:
+        acquirer.start()
+        found = [triggered(acquirer)]
+        began_s = time.monotonic()
+        for _ in range(2):
+            acquirer.remote_device.node_map.TriggerSoftware.execute()
+        assert acquirer.try_fetch(timeout=0.2) is None
+        found += [fetched(acquirer), fetched(acquirer), triggered(acquirer)]
+        assert 0.4 <= time.monotonic() - began_s < 2.0
+        assert camera.status()["missed"] == "0"
+        for number, (pixels, frame_id) in enumerate(found):
+            assert frame_id == number + 1
+            np.testing.assert_array_equal(pixels, expected(noise(number, (HEIGHT, WIDTH), np.uint16), "Mono8"))
+
+
 def test_frame_ids_leave_out_zero_when_their_16_bits_are_used_up(pictures):
     with Linecam(pictures) as camera, opened(camera, **TRIGGERED) as acquirer:
         acquirer.start()
@@ -117,6 +135,7 @@ def test_a_request_that_is_sent_twice_is_carried_out_once(pictures):
         (["--images", "nowhere"], "--images nowhere: no readable PGM (P5) or PPM (P6) picture"),
         (["--pixel-format", "Mono9"], "--pixel-format Mono9: not one of this camera"),
         (["--drop", "1,x"], "--drop 1,x: wanted frame ids of 1 to 65535 with commas between"),
+        (["--late", "0"], "--late 0: wanted frame ids of 1 to 65535 with commas between"),
         (["--interface", "nonsense0"], "--interface nonsense0: no such interface with an IPv4 address"),
         ([], "Address already in use: another camera at this address?"),
     ],

@@ -33,7 +33,7 @@ PROJECT = Path(__file__).parents[2]
 SYSTEMD = PROJECT / "systemd"
 TEMPLATE, UNIT = "taktsight-agent@.service", "taktsight-agent@cell7.service"
 UNITS, DROP_INS = Path("/etc/systemd/system"), "/etc/systemd/system/taktsight-agent@{}.service.d"
-BOOT_S = 120.0
+BOOT_S = 300.0  # at most: with a dozen other jobs on 2 cores 120 was too short
 WATCHDOG_S, TAKT_MS = 2.0, 50
 STATION = """
 station: {name}
@@ -136,6 +136,8 @@ def boot(folder: Path) -> dict:
             process.wait()
     facts = folder / "out" / "facts.json"
     if not facts.exists():
+        if (folder / "out" / "log").exists():  # it was booted: not to get any further is no lack of this machine
+            pytest.fail(f"booted, but no facts after {BOOT_S:g} s: {(folder / 'out' / 'log').read_text()[-2000:]}")
         printed = (folder / "boot.log").read_text(errors="replace")[-2000:]
         lacking(f"no systemd can be booted in a container here: {printed}")
     return json.loads(facts.read_text())
@@ -232,7 +234,7 @@ def test_sigterm_ends_it_in_time_and_loses_no_verdict(facts):
     assert WATCHDOG_S < facts["stop_s"] < 30  # it waited for a consumer that does not answer, unwatched
     last = facts["archived"][-1][0]
     triggers = [trigger for run, trigger, *_ in facts["archived"] if run == last]
-    assert triggers == list(range(1, len(triggers) + 1))
+    assert sorted(triggers) == list(range(1, len(triggers) + 1))  # the lost frame's is spoken for at its deadline
     printed = [
         entry["MESSAGE"]
         for entry in facts["journal"]

@@ -123,6 +123,47 @@ def test_a_new_threshold_ends_the_signature_and_says_so(bench: Bench, calibrate)
     assert signature_of(bench.recipe, read_members(bench.recipe)[0]) is None
 
 
+@pytest.mark.parametrize("asked", [("--points", "2,4,14,20", "--mm", "5"), ("--mm-per-px", "0.25")])
+def test_a_scale_is_told_and_changes_no_verdict(bench: Bench, calibrate, asked):
+    before = bench.loaded
+    answer = calibrate("scale", bench.recipe, *asked)
+    assert answer.out == "0.25 mm per px: the reference view of 32x32 px shows 8 x 8 mm\n"
+    after = bench.loaded
+    assert (after.mm_per_px, after.digest, after.thresholds) == (0.25, before.digest, before.thresholds)
+    bench.score(["good"] * 99)
+    assert calibrate("threshold", bench.recipe, bench.scores, "--false-reject-rate", "0.01").code == 0
+    assert bench.loaded.mm_per_px == 0.25
+
+
+def test_a_scale_ends_the_signature_and_says_so(bench: Bench, calibrate):
+    make_key(bench.recipe.with_name("key"))
+    sign_recipe(bench.recipe, read_signing_key(bench.recipe.with_name("key")))
+    answer = calibrate("scale", bench.recipe, "--mm-per-px", "0.25")
+    assert "have it signed again with taktsight-trainer sign" in answer.out
+    assert signature_of(bench.recipe, read_members(bench.recipe)[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ((), "give --points and --mm, or --mm-per-px alone"),
+        (("--points", "0,0,10,10"), "give --points and --mm"),
+        (("--mm-per-px", "0.1", "--mm", "5"), "give --points and --mm"),
+        (("--points", "0,0,10", "--mm", "5"), "need X1,Y1,X2,Y2"),
+        (("--points", "0,0,6,0", "--mm", "5"), "two points 6 px apart found, need 10 or more"),
+        (("--points", "0,0,nan,0", "--mm", "5"), "need 10 or more"),
+        (("--mm-per-px", "0"), "0"),
+        (("--mm-per-px", "1001"), "1001.0 mm per px found, need at most 1000"),
+    ],
+)
+def test_a_scale_that_cannot_be_leaves_the_recipe_as_it_was(bench: Bench, calibrate, asked, named):
+    before = bench.recipe.read_bytes()
+    answer = calibrate("scale", bench.recipe, *asked)
+    assert answer.code != 0
+    assert named in answer.err
+    assert bench.recipe.read_bytes() == before
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.003])
 def test_whoever_inspects_the_parts_that_were_advised_is_confident_of_the_rate(bench: Bench, calibrate, rate):
     bench.score(["good"] * math.ceil(1 / rate))

@@ -168,9 +168,9 @@ def test_a_frame_is_refused_for_its_cause_the_lamp_before_the_focus(change, caus
 
 def test_a_refusal_says_what_was_measured_what_was_wanted_and_what_to_do():
     dark = LIMITS.complaint(dataclasses.replace(FINE, brightness=0.012, dark_level=0.012))
-    assert dark.detail == "too dark: brightness 0.012, need 0.200: check the lamp and the exposure"
+    assert dark.detail == "brightness 0.012, need 0.200: check the lamp and the exposure"
     soft = LIMITS.complaint(dataclasses.replace(FINE, sharpness=1.234))
-    assert soft.detail.startswith("blurred: sharpness 1.23, need 1.50: check focus")
+    assert soft.detail.startswith("sharpness 1.23, need 1.50: check focus")
 
 
 # ---- what good parts leave room for ----------------------------------------------------------------------------------

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from machines import case_at, machine_at
+from gpus import FakeRuntime, fake_gpu
+from machines import AGENT, ROOT, case_at, grades, machine_at
+from recipes import tiny_recipe
 
 from agent.doctor import gpu as doctor_gpu
 from agent.doctor.finding import Grade
+from agent.doctor.recipe import engine_findings
+from agent.engines import cuda
+from agent.engines import tensorrt as engine_tensorrt
+from agent.engines.build import plan_for
 
 GPU = {
     "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri Aug 16 2024",
@@ -52,3 +58,55 @@ def test_what_lacks_is_named(tmp_path, monkeypatch, engine, gpu, installed, told
 def test_where_a_cpu_engine_may_stand_in_it_is_a_warning(tmp_path, monkeypatch):
     (finding,) = found(tmp_path, monkeypatch, "kind: tensorrt, fallback: allow", gpu=False)
     assert (finding.grade, finding.found) == (Grade.WARN, "no working NVIDIA driver; a CPU engine stands in")
+
+
+RECIPE = tiny_recipe(graph_f16=tiny_recipe(level=0.4).graph)
+
+
+@pytest.fixture
+def runtime(monkeypatch) -> FakeRuntime:
+    """A machine with a GPU."""
+    found = fake_gpu()
+    runtime = FakeRuntime(found._driver)
+    monkeypatch.setattr(engine_tensorrt, "open_gpu", lambda: found)
+    monkeypatch.setattr(engine_tensorrt, "load_runtime", lambda name: runtime)
+    return runtime
+
+
+def asked(tmp_path, user, settings: str = ""):
+    machine = machine_at(tmp_path / "root", user=user)
+    return case_at(tmp_path, machine, f"engine: {{kind: tensorrt, cache: {tmp_path / 'plans'}{settings}}}")
+
+
+@pytest.mark.parametrize("settings", ["", ", fallback: allow"])
+def test_root_runs_no_plan_of_the_agents_user_and_is_told_how_to_ask(tmp_path, runtime, settings):
+    case = asked(tmp_path, ROOT, settings)
+    (finding,) = engine_findings(case, RECIPE)
+    assert (finding.name, finding.grade) == ("engine", Grade.WARN)
+    assert (
+        finding.found == f"not looked at: the plans in {tmp_path / 'plans'} are taktsight's, and root runs none of them"
+    )
+    assert finding.action == f"sudo -u taktsight taktsight-agent selftest {case.file}"
+    assert runtime.builds == 0
+    assert not (tmp_path / "plans").exists()
+
+
+def test_what_is_not_compiled_yet_is_a_warning_and_stays_so(tmp_path, runtime):
+    (finding,) = engine_findings(asked(tmp_path, AGENT), RECIPE)
+    assert finding.grade is Grade.WARN
+    assert finding.found.startswith("not compiled for this device yet")
+    assert runtime.builds == 0
+
+
+def test_a_plan_that_lies_ready_is_proven(tmp_path, runtime):
+    case = asked(tmp_path, AGENT)
+    plan_for(RECIPE, case.station.engine, runtime, fake_gpu().facts)
+    assert grades(engine_findings(case, RECIPE)) == {"engine": "ok", "engine.time": "ok", "recipe.thresholds": "ok"}
+
+
+def test_without_a_gpu_the_engine_fails_or_another_stands_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "LIBRARY", "libcuda-that-is-not-there.so")
+    cuda.open_gpu.cache_clear()
+    (finding,) = engine_findings(asked(tmp_path, AGENT), RECIPE)
+    assert (finding.grade, "no NVIDIA driver" in finding.found) == (Grade.FAIL, True)
+    assert next(engine_findings(asked(tmp_path, AGENT, ", fallback: allow"), RECIPE)).grade is Grade.OK

@@ -21,7 +21,7 @@ from trainer.detectors.nearest_image import Nearest, Smaller
 from trainer.detectors.variation import LEAST_DEVIATION, Variation
 from trainer.errors import TrainingError
 from trainer.learning import Material, Options
-from trainer.scorers.map_knn import cascade
+from trainer.scorers.map_knn import MapEmbedding, cascade
 
 OPTIONS = Options(neighbours=4)
 
@@ -143,3 +143,18 @@ def test_the_cascade_of_poolings_is_maximum_mean_and_maximum_of_means():
     features = torch.zeros(1, 2, 5, 5)
     features[0, 0, 2, 2] = 9.0
     assert cascade(features)[0].tolist() == pytest.approx([9.0, 0.0, 9 / 25, 0.0, 1.0, 0.0])
+
+
+def test_the_network_sees_the_difference_with_its_sign_and_mid_gray_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("trainer.scorers.map_knn.taps", lambda *_: lambda image: [image])
+    image, keep = torch.full((1, 1, 8, 8), 0.4), torch.ones(8, 8)
+    keep[:, 4:] = 0.0
+
+    def seen(rebuilt: float) -> list[float]:
+        return MapEmbedding(Options())(image, torch.full_like(image, rebuilt), keep)[0].tolist()
+
+    assert seen(0.4) == pytest.approx([0.5, 0.5, 0.5])
+    assert seen(0.6) == pytest.approx(
+        [0.5, 0.45, 0.5]
+    )  # darker than its reconstruction, but where nothing is looked at
+    assert seen(0.2) == pytest.approx([0.6, 0.55, 0.6])

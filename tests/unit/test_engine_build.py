@@ -13,7 +13,7 @@ from gpus import FakeDriver, FakeRuntime, fake_gpu
 from recipes import tiny_recipe
 
 from agent.engines import build as engine_build
-from agent.engines.build import KEPT_PLANS, discard, graph_of, load_runtime, parsed, plan_for
+from agent.engines.build import KEPT_PLANS, discard, graph_of, is_compiled, load_runtime, parsed, plan_for
 from agent.engines.engine import EngineSettings
 from agent.errors import EngineError
 from calibration.errors import MissingPackage
@@ -40,6 +40,21 @@ def test_a_plan_is_compiled_once(recipe, settings):
     first, second = (plan_for(recipe, settings, runtime, FACTS) for _ in range(2))
     assert (first.is_new, second.is_new, runtime.builds) == (True, False, 1)
     assert (first.data, first.key, first.facts) == (second.data, second.key, second.facts)
+
+
+def test_whether_a_plan_lies_ready_is_told_without_building_or_writing_one(recipe, settings):
+    runtime = FakeRuntime()
+    assert not is_compiled(recipe, settings, runtime, FACTS)
+    assert not settings.cache.exists()
+    assert runtime.builds == 0
+    plan_for(recipe, settings, runtime, FACTS)
+    before = {path: path.stat().st_mtime_ns for path in settings.cache.iterdir()}
+    assert is_compiled(recipe, settings, runtime, FACTS)
+    assert not is_compiled(recipe, settings, FakeRuntime(version="10.9.0"), FACTS)
+    assert {path: path.stat().st_mtime_ns for path in settings.cache.iterdir()} == before
+    settings.cache.chmod(0o777)
+    with pytest.raises(EngineError, match="others may write there"):
+        is_compiled(recipe, settings, runtime, FACTS)
 
 
 def test_what_was_compiled_is_told_beside_it(recipe, settings):

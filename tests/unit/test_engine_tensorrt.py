@@ -15,9 +15,10 @@ from recipes import tiny_answer, tiny_recipe
 from agent.engines import cuda
 from agent.engines import tensorrt as engine_tensorrt
 from agent.engines.build import plan_for
-from agent.engines.engine import EngineSettings, open_engine
+from agent.engines.engine import EngineSettings, of_crops, open_engine
 from agent.engines.tensorrt import PlanRefused, TensorRtEngine, tensorrt_engine
 from agent.errors import EngineError
+from calibration.preprocess import to_batch
 
 RECIPE = tiny_recipe(graph_f16=tiny_recipe(level=0.4).graph)
 
@@ -83,7 +84,7 @@ def test_an_engine_that_is_laid_out_while_another_infers_does_not_take_up_its_wo
     device.library.on_capture = lambda: found.append(old.infer(picture(1))[1])
     new = tensorrt_engine(RECIPE, settings)
     expected = [tiny_answer(picture(seed))[1] for seed in (1, 2)]
-    assert found == [pytest.approx(expected[0], rel=1e-6)]
+    assert found == [pytest.approx(expected[0], rel=1e-6)] * 2  # batches and crops are captured one after the other
     assert new.infer(picture(2))[1] == pytest.approx(expected[1], rel=1e-6)
 
 
@@ -93,14 +94,73 @@ def test_the_label_names_runtime_precision_and_gpu(device, settings):
 
 def test_memory_is_given_back_with_the_engine(device, settings):
     engine = tensorrt_engine(RECIPE, settings)
-    assert device.driver.taken == 4 * (32 * 32 + 4 * 4 + 1)
+    assert device.driver.taken == 4 * (32 * 32 + 4 * 4 + 1) + 32 * 32  # image, map, score; crop
     gc.disable()  # at the line garbage is collected seldom
     try:
         del engine
         assert device.driver.taken == 0
-        assert device.library.destroyed == 1
+        assert device.library.destroyed == 2
     finally:
         gc.enable()
+
+
+def levels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (32, 32), np.uint8)
+
+
+@pytest.mark.parametrize("library", [{}, {"cuStreamBeginCapture": 801}], ids=["graph", "no graph"])
+def test_a_crop_is_answered_as_its_batch_is_and_a_quarter_of_the_bytes_goes_up(monkeypatch, settings, library):
+    device = Device(monkeypatch, library=library)
+    engine = tensorrt_engine(RECIPE, settings)
+    for seed in (1, 2):
+        batch = to_batch(levels(seed), 8, RECIPE.view, None)
+        device.driver.copied.clear()
+        of_batch, of_crop = engine.infer(batch), of_crops(engine)(levels(seed))
+        if library:
+            assert device.driver.copied == [4 * 32 * 32, 32 * 32]
+        np.testing.assert_array_equal(of_batch[0], of_crop[0])
+        assert of_batch[1] == of_crop[1]
+        assert engine.infer(picture(seed))[1] == pytest.approx(tiny_answer(picture(seed))[1], rel=1e-6)
+    assert device.driver.depth == 0
+
+
+def test_a_crop_in_colour_becomes_the_batch_that_the_host_makes_of_it(monkeypatch, settings):
+    shapes = {**SHAPES, "image": (1, 3, 32, 32)}
+    Device(monkeypatch, shapes=shapes)
+    view = dataclasses.replace(RECIPE.view, colour=True)
+    engine = tensorrt_engine(dataclasses.replace(RECIPE, view=view), settings)
+    crop = np.random.default_rng(3).integers(0, 256, (32, 32, 3), np.uint8)
+    engine.infer_crop(crop)
+    image = engine._device["image"].content.view(np.float32).reshape(1, 3, 32, 32)
+    np.testing.assert_array_equal(image, to_batch(crop, 8, view, None))
+
+
+@pytest.mark.parametrize("answers", [{"fails": ("crop",)}, {"fails": ("crop context",)}, {"dark": 1e-4}], ids=str)
+def test_an_engine_that_cannot_make_batches_of_crops_takes_batches(monkeypatch, settings, answers, caplog):
+    Device(monkeypatch, **answers)
+    engine = tensorrt_engine(RECIPE, settings)
+    assert of_crops(engine) is None
+    assert engine.infer(picture(1))[1] == pytest.approx(tiny_answer(picture(1))[1], rel=1e-6)
+    assert "8-bit pixels go to the GPU as float32, which takes longer: " in caplog.text
+    assert len(list(settings.cache.glob("*.plan"))) == 1  # the other is compiled anew at the next start
+
+
+@pytest.mark.parametrize("view", [{"bit_depth": 10}, {"gamma": 2.0}], ids=str)
+def test_a_network_that_sees_no_whole_levels_of_8_bits_takes_batches_alone(device, settings, view):
+    recipe = dataclasses.replace(RECIPE, view=dataclasses.replace(RECIPE.view, **view))
+    assert of_crops(tensorrt_engine(recipe, settings)) is None
+    assert device.runtime.builds == 1
+
+
+def test_a_cpu_engine_takes_batches_alone():
+    assert of_crops(open_engine(RECIPE, EngineSettings("onnxruntime"))) is None
+
+
+def test_a_crop_of_another_size_or_type_is_refused(device, settings):
+    engine = tensorrt_engine(RECIPE, settings)
+    for crop in (np.zeros((16, 32), np.uint8), np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint16)):
+        with pytest.raises(EngineError, match=r"a crop of .* found, the plan takes \(1, 32, 32, 1\), uint8"):
+            engine.infer_crop(crop)
 
 
 def test_a_batch_of_another_size_is_refused(device, settings):
@@ -111,7 +171,7 @@ def test_a_batch_of_another_size_is_refused(device, settings):
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ({"fails": ("context",)}, r"got no memory for the plan on NVIDIA L4 \(23034 MB\): end what else uses the GPU"),
+        ({"fails": ("context",)}, r"cannot lay out the plan on NVIDIA L4 \(23034 MB\): .* end what else uses the GPU"),
         ({"driver": {"cuMemAlloc": "out of memory"}}, r"cuMemAlloc: CUDA status 2 \(out of memory\): end what else"),
         ({"driver": {"cuMemHostAlloc": "out of memory"}}, "cuMemHostAlloc: CUDA status 2"),
         ({"driver": {"cuMemcpyHtoDAsync": "an illegal memory access was encountered"}}, "CUDA status 700"),
@@ -144,7 +204,7 @@ def test_a_kept_plan_that_the_runtime_does_not_load_is_compiled_anew(device, set
     old = FakeRuntime(FakeDriver("another GPU"))
     plan_for(RECIPE, settings, old, device.gpu.facts)  # under the same key: its digest is right
     engine = tensorrt_engine(RECIPE, settings)
-    assert device.runtime.builds == 1
+    assert device.runtime.builds == 2  # the network, and what makes batches of crops
     assert engine.infer(picture(1))[1] == pytest.approx(tiny_answer(picture(1))[1], rel=1e-6)
 
 

@@ -262,9 +262,10 @@ def test_a_link_is_deleted_and_not_followed(image, link):
     assert image.files() == {"/srv/kept": "not ours"}
 
 
-def test_a_purge_deletes_no_verdict_that_was_not_delivered(image):
+@pytest.mark.parametrize("outbox", ["outbox", "outbox/top"])
+def test_a_purge_deletes_no_verdict_that_was_not_delivered(image, outbox):
     image.install()
-    with contextlib.closing(Outbox(OutboxSettings(image.path(STATE / "outbox"), reserve_mb=0), "cell7")) as box:
+    with contextlib.closing(Outbox(OutboxSettings(image.path(STATE / outbox), reserve_mb=0), "cell7")) as box:
         box.store([({"schema": "taktsight.verdict/1", "station": "cell7", "heatmap": None}, None)])
         with pytest.raises(StorageError):  # in use: an agent runs there
             image.uninstall("--purge")

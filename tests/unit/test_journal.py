@@ -174,7 +174,10 @@ def test_parts_of_a_held_line_are_not_told_one_by_one(parts, caplog):
 def test_the_first_of_a_kind_is_told_with_its_fields(parts, caplog):
     parts.see(verdict(1, Reason.SCORE), verdict(2))
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
-    assert caplog.messages == ["part 1: reject, score: unlike good parts", "part 2: no_verdict, late: no answer"]
+    assert caplog.messages == [
+        "part 1: reject, score 0.512, threshold 0.400: unlike good parts",
+        "part 2: no_verdict, late: no answer",
+    ]
     assert caplog.records[0].taktsight_fields == {
         "TAKTSIGHT_VERDICT": "reject",
         "TAKTSIGHT_REASON": "score",

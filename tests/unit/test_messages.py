@@ -142,6 +142,23 @@ def test_only_the_strongest_regions_are_sent_and_all_are_counted():
     assert sent["regionCount"] == 100
 
 
+def test_a_place_is_sent_in_mm_and_with_its_zone_where_these_are_known():
+    place = Region(10.0, 20.0, 4.0, 8.0, 30.0, peak=3.0, zone="thread")
+    plain, told = (message(passed(regions=(place,), mm_per_px=scale))["regions"][0] for scale in (None, 0.25))
+    assert plain == {"xPx": 10, "yPx": 20, "widthPx": 4, "heightPx": 8, "areaPx": 30, "peak": 3.0, "zone": "thread"}
+    assert told == plain | {"xMm": 2.5, "yMm": 5.0, "widthMm": 1.0, "heightMm": 2.0, "areaMm2": 1.875}
+    assert "zone" not in message(passed(regions=(replace(place, zone=None),)))["regions"][0]
+
+
+def test_a_reject_is_sent_with_its_zones_and_those_that_rejected_it():
+    zones = {"elsewhere": 0.25, "thread": 2.0, "label": float("nan"), "rim": 3.0}
+    sent = message(replace(passed(zones=zones), outcome=Outcome.REJECT, score=3.0))
+    assert sent["zones"] == {"elsewhere": 0.25, "thread": 2.0, "label": None, "rim": 3.0}
+    assert sent["rejectedBy"] == ["rim", "thread"]
+    assert message(passed())["zones"] == {}
+    assert message(passed(zones=zones))["rejectedBy"] == []
+
+
 def test_registration_is_reported_in_reference_pixels():
     moved = np.array([[1, 0, -3.0], [0, 1, 2.0], [0, 0, 1]])  # reference px from image px
     sent = message(passed(registration=Registration(moved, residual_px=0.2, similarity=0.9)))["registration"]

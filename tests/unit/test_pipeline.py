@@ -17,6 +17,7 @@ from calibration.frame import Frame
 from calibration.photometric import Photometric, ReferencePatch
 from calibration.preprocess import Rectangle, View
 from calibration.recipe import Recipe
+from calibration.zones import Zones
 
 
 class Answering:
@@ -240,6 +241,53 @@ def test_a_verdict_that_contradicts_itself_cannot_be_made() -> None:
     passed = Verdict(1, Outcome.PASS, Reason.SCORE, score=0.0, threshold=1.0)
     with pytest.raises(ValueError, match="needs a score"):
         dataclasses.replace(passed, score=None)
+
+
+CELLS = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [2, 2, 2, 2]], np.uint8)
+
+
+def zoned_recipe(**overrides: object) -> Recipe:
+    """Return a recipe whose zones' scores are a tenth of the map."""
+    return tiny_recipe(zones=Zones(("elsewhere", "thread", "label"), CELLS, gain=0.1, offset=0.0), **overrides)
+
+
+def test_a_reject_names_the_zones_that_are_above_the_threshold_and_the_zone_of_each_place() -> None:
+    recipe = zoned_recipe()
+    anomaly_map = np.zeros((4, 4), np.float32)
+    anomaly_map[0, 0], anomaly_map[3, 1:3] = 1.5, (0.5, 3.0)
+    verdict = inspect(recipe, gray_frame().pixels, Answering(anomaly_map, 0.3))
+    assert recipe.thresholds.score == 0.1
+    assert verdict.zones == pytest.approx({"elsewhere": 0.0, "thread": 0.15, "label": 0.3})
+    assert verdict.rejected_by == ("label", "thread")
+    assert [(region.zone, region.peak) for region in verdict.regions] == [("label", 3.0), ("thread", 1.5)]
+    assert verdict.detail.startswith("label, thread: unlike good parts at x 16, y 28 px")
+
+
+def test_a_part_that_passes_or_is_rejected_as_a_whole_names_no_zone() -> None:
+    loud = np.full((4, 4), 1.5, np.float32)
+    passed = inspect(zoned_recipe(), gray_frame().pixels, Answering(loud, 0.1))  # the graph's score decides, alone
+    assert (passed.outcome, passed.rejected_by, passed.detail) == (Outcome.PASS, (), "")
+    whole = inspect(zoned_recipe(), gray_frame().pixels, Answering(np.zeros((4, 4)), 0.3))
+    assert (whole.outcome, whole.rejected_by) == (Outcome.REJECT, ())
+    assert whole.detail == "score 0.3 is above 0.1, spread over the part"
+    assert inspect(tiny_recipe(), gray_frame().pixels, Answering(loud, 0.3)).zones == {}
+
+
+def test_a_commanded_threshold_moves_the_limits_of_all_zones() -> None:
+    recipe = zoned_recipe()
+    anomaly_map = np.full((4, 4), 1.5, np.float32)
+    pipeline = Pipeline(recipe, Answering(anomaly_map, 0.3), score_threshold=0.2)
+    assert pipeline.inspect(gray_frame()).rejected_by == ()
+    pipeline = Pipeline(recipe, Answering(anomaly_map, 0.3), score_threshold=0.14)
+    assert set(pipeline.inspect(gray_frame()).rejected_by) == {"elsewhere", "thread", "label"}
+
+
+def test_a_place_is_told_in_mm_where_the_recipe_knows_its_scale() -> None:
+    anomaly_map = np.zeros((4, 4), np.float32)
+    anomaly_map[1, 1:3] = 2.0
+    verdict = inspect(tiny_recipe(mm_per_px=0.25), gray_frame().pixels, Answering(anomaly_map, 0.3))
+    assert verdict.mm_per_px == 0.25
+    assert verdict.detail == "unlike good parts at x 16, y 12 px, 16 x 8 px (4 x 2 mm)"
 
 
 class Hurried(Answering):

@@ -24,6 +24,7 @@ from calibration.errors import RecipeError
 from calibration.preprocess import Rectangle, View
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from calibration.recipe_file import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL, members_digest
+from calibration.zones import ELSEWHERE, Zones
 from tests.recipes import bracket, tiny_answer, tiny_graph, tiny_recipe, tiny_reference, write_tiny_recipe
 
 CONDITION = ConditionLimits(0.2, 0.5, 0.05, 0.8, 0.1, 1.5)
@@ -32,9 +33,9 @@ BLOCK = 512  # bytes: tar headers and members start at multiples of it
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> bytes:
-    """Return the bytes of a registered recipe with two graphs: it has every member there is."""
+    """Return the bytes of a registered recipe with two graphs and zones: it has every member there is."""
     path = tmp_path_factory.mktemp("recipe") / "full.recipe"
-    write_tiny_recipe(path, reference=tiny_reference((60, 80)), **of_format_2())
+    write_tiny_recipe(path, reference=tiny_reference((60, 80)), zones=zones(), **of_format_2())
     return path.read_bytes()
 
 
@@ -46,6 +47,12 @@ def of_format_2() -> dict[str, Any]:
         "graph_f16": tiny_graph(recipe.view, level=0.4),
         "selftest": dataclasses.replace(recipe.selftest, maps=maps),
     }
+
+
+def zones(**changes: Any) -> Zones:
+    """Return two zones and elsewhere on the 4 x 4 cells of a tiny recipe's map."""
+    cells = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [2, 2, 2, 2]], np.uint8)
+    return Zones(**{"names": (ELSEWHERE, "thread", "label 2"), "cells": cells, "gain": 0.5, "offset": -0.1, **changes})
 
 
 @pytest.fixture
@@ -114,8 +121,12 @@ def link(name: str, kind: bytes, target: str = "thresholds.json") -> tarfile.Tar
 
 def assert_same(found: Recipe, recipe: Recipe) -> None:
     for field in dataclasses.fields(Recipe):
-        if field.name not in ("selftest", "reference", "detector_digest"):
+        if field.name not in ("selftest", "reference", "zones", "detector_digest"):
             assert getattr(found, field.name) == getattr(recipe, field.name), field.name
+    assert (found.zones is None) == (recipe.zones is None)
+    if found.zones is not None:
+        np.testing.assert_array_equal(found.zones.cells, recipe.zones.cells)
+        assert dataclasses.replace(found.zones, cells=0) == dataclasses.replace(recipe.zones, cells=0)
     np.testing.assert_array_equal(found.selftest.batches, recipe.selftest.batches)
     assert found.selftest.scores == recipe.selftest.scores
     assert found.selftest.map_peaks == recipe.selftest.map_peaks
@@ -211,11 +222,66 @@ def test_two_graphs_and_whole_maps_come_back(tmp_path: Path):
     assert found.selftest.maps.shape == (2, 1, 4, 4)
 
 
-def test_a_recipe_without_what_format_2_brought_is_written_for_older_versions_too(tmp_path: Path):
-    write_tiny_recipe(tmp_path / "a")
+def test_a_recipe_without_what_newer_formats_brought_is_written_for_older_versions_too(tmp_path: Path):
+    write_tiny_recipe(tmp_path / "a", mm_per_px=0.1)
     write_tiny_recipe(tmp_path / "b", graph_f16=tiny_recipe().graph)
-    formats = [json.loads(unpacked((tmp_path / name).read_bytes())[MANIFEST])["format"] for name in "ab"]
-    assert formats == [1, 2]
+    write_tiny_recipe(tmp_path / "c", zones=zones(), **of_format_2())
+    formats = [json.loads(unpacked((tmp_path / name).read_bytes())[MANIFEST])["format"] for name in "abc"]
+    assert formats == [1, 2, 3]
+
+
+def test_zones_come_back_and_are_part_of_the_detector(tmp_path: Path):
+    zoned = write_tiny_recipe(tmp_path / "x", zones=zones(), **of_format_2())
+    plain = write_tiny_recipe(tmp_path / "y", **of_format_2())
+    found = read_recipe(tmp_path / "x")
+    assert_same(found, zoned)
+    assert found.zones.scores(np.arange(16, dtype=np.float32).reshape(4, 4)) == {
+        "elsewhere": 0.5 * 11 - 0.1,
+        "thread": 0.5 * 7 - 0.1,
+        "label 2": 0.5 * 15 - 0.1,
+    }
+    assert zoned.digest != plain.digest
+    assert found.detector_digest != read_recipe(tmp_path / "y").detector_digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": ("thread", "elsewhere", "label")},
+        {"names": ("elsewhere", "thread", "thread")},
+        {"names": ("elsewhere", "thread", "a/b")},
+        {"names": ("elsewhere", "thread")},  # zone 2 has no name
+        {"gain": 0.0},
+        {"gain": "0.5"},
+        {"cells": np.zeros((4, 5), np.uint8)},
+    ],
+    ids=str,
+)
+def test_zones_that_cannot_be_are_refused(tmp_path: Path, change):
+    write_tiny_recipe(tmp_path / "x", zones=zones(**change), **of_format_2())
+    with pytest.raises(RecipeError):
+        read_recipe(tmp_path / "x")
+
+
+def test_zones_without_their_cells_or_with_more_keys_are_refused(data: bytes, written):
+    told = json.loads(unpacked(data)["preparation.json"])["zones"]
+    assert read_recipe(written(with_member(data, "preparation.json", zones=told))).zones is not None
+    for strange in (None, {**told, "colour": 1}, {"names": told["names"]}):
+        with pytest.raises(RecipeError):
+            read_recipe(written(with_member(data, "preparation.json", zones=strange)))
+
+
+def test_the_scale_comes_back_and_decides_no_verdict(tmp_path: Path):
+    plain, measured = write_tiny_recipe(tmp_path / "a"), write_tiny_recipe(tmp_path / "b", mm_per_px=0.125)
+    assert read_recipe(tmp_path / "b").mm_per_px == 0.125
+    assert read_recipe(tmp_path / "a").mm_per_px is None
+    assert measured.digest == plain.digest
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, 1e9, "0.1", True, [0.1]])
+def test_a_scale_that_cannot_be_is_refused(data: bytes, written, scale):
+    with pytest.raises(RecipeError):
+        read_recipe(written(with_manifest(data, lambda manifest: manifest.update(mm_per_px=scale))))
 
 
 def test_a_half_precision_graph_that_names_other_files_is_refused(tmp_path: Path):
@@ -319,8 +385,8 @@ def test_a_file_cut_anywhere_before_its_end_is_refused(data: bytes, written):
 
 
 def test_a_newer_format_is_refused_with_the_way_out(data: bytes, written):
-    path = written(with_manifest(data, lambda manifest: manifest.update(format=3)))
-    with pytest.raises(RecipeError, match=r"recipe format 3 found, this taktsight reads up to 2: update taktsight$"):
+    path = written(with_manifest(data, lambda manifest: manifest.update(format=4)))
+    with pytest.raises(RecipeError, match=r"recipe format 4 found, this taktsight reads up to 3: update taktsight$"):
         read_recipe(path)
 
 
@@ -400,7 +466,7 @@ def test_a_well_sealed_recipe_with_foreign_contents_is_refused(data: bytes, writ
     digests = {name: listed[name]["sha256"] for name in listed if name not in FOR_PEOPLE}
     manifest["digest"] = hashlib.sha256(json.dumps(digests, indent=1, sort_keys=True).encode()).hexdigest()
     path = written(with_manifest(packed({**members, MANIFEST: json.dumps(manifest).encode()}), lambda _: None))
-    with pytest.raises(RecipeError, match="a member does not hold what format 2 says"):
+    with pytest.raises(RecipeError, match="a member does not hold what format 3 says"):
         read_recipe(path)
 
 

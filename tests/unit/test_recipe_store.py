@@ -398,10 +398,21 @@ def test_the_commands_bring_in_activate_and_go_back_and_leave_a_trail(bench: Ben
     assert [fields["new"]["name"] for fields in trail.lines()] == ["one", "one", "two", "two", "one", "one"]
     assert "an unbroken chain" in typed("audit", station, "--verify").output
     shown = typed("audit", station, "--last", "1").output
-    assert "recipe rollback" in shown
+    assert "recipe rollback: name one, product flange" in shown
+    assert "; before: name two, product flange" in shown
     (bench.folder / "recipes" / "cell7" / "two.recipe").write_bytes(b"\0" * 2000)
     assert isinstance(typed("recipes", "verify", station).exception, RecipeError)
     assert "refused" in typed("recipes", "list", station).output
+
+
+def test_a_list_says_what_judges_where_nothing_was_added(bench: Bench) -> None:
+    station = bench.folder / "station.yaml"
+    station.write_text(STATION)
+    listed = typed("recipes", "list", station).output
+    assert "recipes/cell7: nothing was added" in " ".join(listed.split())
+    assert f"as station.yaml says: own, revision 1, signed by {bench.key.public.key_id}, digest " in listed
+    bench.own.write_bytes(b"\0" * 2000)
+    assert "as station.yaml says: refused: " in typed("recipes", "list", station).output
 
 
 def test_a_run_says_in_the_trail_by_which_recipe_and_which_settings(bench: Bench) -> None:

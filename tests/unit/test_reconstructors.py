@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.catalogue import RECONSTRUCTORS
+from trainer.catalogue import RECONSTRUCTORS, method
 from trainer.errors import TrainingError
 from trainer.learning import Material, Options
 from trainer.reconstructors import gan_training, noise_ae
@@ -143,6 +143,17 @@ def test_too_few_images_and_images_without_numbers_are_refused(images: Tensor) -
         enough(images, "vae")
 
 
+@pytest.mark.parametrize("name", RECONSTRUCTORS)
+def test_no_reconstructor_learns_from_one_image_or_from_images_without_numbers(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"1 good image left .* need at least 2"):
+        RECONSTRUCTORS[name](material(tmp_path), LEARN[:1], VALIDATE, OPTIONS, silent)
+    broken = parts()
+    broken[7, 0, 3, 3] = math.nan
+    with pytest.raises(TrainingError, match="images that hold NaN"):
+        RECONSTRUCTORS[name](material(tmp_path, broken), LEARN, VALIDATE, OPTIONS, silent)
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_noise_falls_to_nothing_at_half_of_the_epochs() -> None:
     options = replace(OPTIONS, epochs=10)
     assert [round(falling(epoch, options), 3) for epoch in (0, 2, 5, 9)] == [1.0, 0.6, 0.0, 0.0]
@@ -248,6 +259,14 @@ def test_a_training_that_diverged_is_stopped(loss: float, variety: float, said: 
     with pytest.raises(TrainingError, match=f"{said}.*nothing was exported"):
         for epoch in range(gan_training.PATIENCE):
             game._judged(epoch, gan_training.SETTLED + 1, loss, variety)
+
+
+def test_a_game_that_is_lost_while_it_is_trained_gives_no_detector(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(gan_training, "SETTLED", 0)
+    monkeypatch.setattr(gan_training, "PATIENCE", 1)
+    monkeypatch.setattr(gan_training, "LOST", 0.0)  # any loss is too much
+    with pytest.raises(TrainingError, match=r"diverged in epoch 1: the discriminator wins.*nothing was exported"):
+        method("dcgan+residual")(material(tmp_path), OPTIONS, silent)
 
 
 def test_one_good_epoch_ends_the_count_of_bad_ones() -> None:

@@ -77,6 +77,9 @@ def test_a_value_just_beyond_a_limit_of_the_page_is_refused_by_its_key(tmp_path,
     gates = {"modbus": {"kind": "modbus", "host": "a", "coil": 1}, "gpio": {"kind": "gpio", "line": 1}}
     if key.startswith("output."):
         blocks["output"] = gates[kind.partition(",")[0]]
+    signal = {"kind": "modbus", "host": "a", "signal": "coil", "address": 1}
+    if key.startswith("trigger."):
+        blocks["trigger"] = {"kind": "gpio", "line": 1} if kind == "gpio" else signal
     *sections, last = key.split(".")
     block = blocks
     for section in sections:
@@ -88,7 +91,9 @@ def test_a_value_just_beyond_a_limit_of_the_page_is_refused_by_its_key(tmp_path,
 
 
 def keys_of(block, above=""):
-    """Yield the full name of every key that holds a value."""
+    """Yield the full name of every key that holds a value; what is said of one camera of several has no other names."""
+    for camera in block.pop("cameras", {}).values() if not above else ():
+        yield from keys_of(camera)
     for key, value in block.items():
         if isinstance(value, dict):
             yield from keys_of(value, f"{above}{key}.")

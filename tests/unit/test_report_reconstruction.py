@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -89,13 +90,30 @@ def test_the_reconstruction_is_that_of_the_network(ignoring: bool):
     ]
     between = decoded(found.interpolation)
     assert between.shape[1] / between.shape[0] == pytest.approx(4.0)  # two rows of eight
+    made = decoded(found.generated)
+    assert made.shape == between.shape
+    assert made.std() > 20  # sixteen latents, none like the other
 
 
 def test_a_detector_without_a_reconstructor_has_neither_strips_nor_interpolation():
     found = insight(nn.Conv2d(1, 1, 1), line(), 2.5)
-    assert (found.strips, found.scatters, found.interpolation) == ((), (), "")
+    assert (found.strips, found.scatters, found.interpolation, found.generated) == ((), (), "", "")
     assert found.normals is not None
     assert insight(None, line(), 2.5).strips == ()
+
+
+def test_without_vectors_the_maps_are_embedded():
+    generator = np.random.default_rng(0)
+    images = [replace(one, anomaly_map=generator.random((20, 24), np.float32)) for one in line()]
+    for image in images[10:]:
+        image.anomaly_map[:10] += 4.0
+    for module in (None, nn.Conv2d(1, 1, 1)):
+        (found,) = insight(module, images, 2.5).scatters
+        assert found.title == "anomaly maps"
+        assert [(label, len(spots)) for label, spots in found.groups] == [("good", 10), ("crack", 6), ("stain", 1)]
+        good, crack = (np.array(spots) for _, spots in found.groups[:2])
+        assert np.linalg.norm(good.mean(0) - crack.mean(0)) > 2 * max(good.std(0).max(), crack.std(0).max())
+    assert insight(None, images[:5], 2.5).scatters == ()
 
 
 def test_the_normals_cross_where_the_threshold_of_labels_lies():
@@ -146,6 +164,8 @@ def test_the_page_holds_all_of_it_and_is_whole():
         "What a good part would look like there",
         "Parts as the detector sees them",
         "Between two parts",
+        "Pictures that the network makes by itself",
+        "Where defects are rare",
     ):
         assert title in text
     assert len(re.findall(r"<circle ", page)) == 2 * len(images)

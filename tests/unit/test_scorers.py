@@ -181,6 +181,21 @@ def test_the_distance_of_two_sets_is_frechets() -> None:
     assert latent_frechet.frechet_distance(first, first) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_few_codes_have_no_covariance_and_are_compared_along_each_dimension() -> None:
+    shape = torch.tensor([[1.0, 0.9], [0.0, 0.4]])  # the dimensions go together
+    many, apart = torch.randn(400, 2, generator=CHANCE) @ shape, torch.randn(400, 2, generator=CHANCE) @ shape.flip(1)
+    assert latent_frechet.whole_covariances(many, apart, many[:4])
+    assert not latent_frechet.whole_covariances(many, many[:3])
+    one, other = many.numpy(), apart.numpy()
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + ((one.std(0, ddof=1) - other.std(0, ddof=1)) ** 2).sum()
+    assert latent_frechet.diagonal_distance(many, apart) == pytest.approx(float(expected), rel=1e-4)
+    straight = many @ torch.linalg.eigh(torch.cov(many.T))[1]  # along its axes both are the same
+    stretched = straight * torch.tensor([2.0, 0.5]) + 1.0
+    assert latent_frechet.diagonal_distance(straight, stretched) == pytest.approx(
+        latent_frechet.frechet_distance(straight, stretched), rel=1e-5
+    )
+
+
 def test_the_score_is_the_distance_where_the_axes_agree_and_never_more() -> None:
     shape = torch.randn(5, 5, generator=CHANCE)
     good = torch.randn(30, 12, 5, generator=CHANCE) @ shape + 4.0 * torch.randn(12, 5, generator=CHANCE)  # 12 places

