@@ -92,6 +92,8 @@ def tiles_for(text: str, size: tuple[int, int], shown_px: tuple[int, int], small
 
 
 def _asked(text: str, size: tuple[int, int], shown_px: tuple[int, int], smallest_px: float | None) -> tuple[int, int]:
+    if smallest_px is not None and text != "auto":
+        raise TrainingError(f"--smallest-defect with tiles {text!r} found: it is for `--tiles auto`, give that")
     if text == "off":
         return 1, 1
     if text == "auto":

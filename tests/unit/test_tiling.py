@@ -125,7 +125,7 @@ def test_few_held_out_parts_are_judged_alike_everywhere() -> None:
 @pytest.mark.parametrize(
     ("text", "smallest_px", "wanted"),
     [
-        ("off", 10.0, None),
+        ("off", None, None),
         ("1x1", None, None),
         ("4x3", None, (4, 3)),
         ("auto", 10.0, (5, 4)),  # 1600x1200 at 0.6: 960x720
@@ -147,6 +147,8 @@ def test_tiles_follow_the_smallest_defect(text: str, smallest_px: float | None, 
         ("4", (256, 256), None, "COLUMNSxROWS"),
         ("0x3", (256, 256), None, "COLUMNSxROWS"),
         ("auto", (256, 256), None, "--smallest-defect"),
+        ("off", (256, 256), 10.0, "it is for `--tiles auto`"),
+        ("3x1", (256, 256), 10.0, "it is for `--tiles auto`"),
         ("9x8", (256, 256), None, "at most 64"),
         ("2x2", (64, 256), None, "need more than 64"),
     ],
