@@ -57,7 +57,7 @@ def settled(tmp_path, agent):
     agent.stop()
     wait_until(lambda: balance(tmp_path).lost == 0, 30)
     found = balance(tmp_path)
-    assert (found.lost, found.holes) == (0, 0), agent.outputs.output
+    assert (found.lost, found.holes) == (0, 0), agent.output
     assert found.stored > 20
     return found
 
@@ -111,7 +111,7 @@ def test_a_command_reaches_the_line_and_its_reply_comes_back(tmp_path, broker):
     agent.start()
     try:
         archived = tmp_path / "archive" / "verdicts.jsonl"
-        wait_until(lambda: "connected" in agent.outputs.output and archived.exists(), 30)
+        wait_until(lambda: "connected" in agent.output and archived.exists(), 30)
 
         def send(command, **arguments):
             return send_command(ROOT, command, arguments, issuer="planner", port=broker.port)
