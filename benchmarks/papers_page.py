@@ -140,10 +140,6 @@ TARGETS: dict[str, Callable[[dict], tuple[str, str]]] = {
     "002: the hybrid beats all four baselines on bottle": _hybrid_first,
 }
 WHY = {
-    "002: hybrid on bottle, AUC at least 0.997, AP at least 0.999": (
-        "at 128 px the network sees a quarter of the map; at 256 px, with the sign of the difference and k = 5, it is "
-        "0.998 and 0.999 in torch ([reconstructors](reconstructors.md)), not yet as a cell"
-    ),
     "002: the hybrid beats all four baselines on bottle": (
         "`deep_knn` with lite0 at 256 px ranks all 83 test images rightly, which leaves nothing to beat; the paper's, "
         "with another network, has 0.967"

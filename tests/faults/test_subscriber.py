@@ -154,7 +154,8 @@ def test_the_agents_own_publisher_and_this_subscriber_agree(new_broker, subscrib
         verdicts = [mes.next(10) for _ in range(300)]
         assert sorted(verdict.seq for verdict in verdicts) == list(range(1, 301))
         wait_until(lambda: agent.outbox.waiting == 0)
-        wait_until(lambda: mes.heatmap(max(verdicts, key=lambda verdict: verdict.seq).key) is not None)
+        second_run = [verdict.key for verdict in verdicts if verdict.seq > 150]  # a slow disk may cost some of them
+        wait_until(lambda: any(mes.heatmap(key) is not None for key in second_run))
         assert table.gaps() == []
     finally:
         agent.stop(0.0)
