@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 KINDS = ("modbus", "gpio")
 INPUT, COIL, COUNTER = "input", "coil", "counter"
-COUNTED = ("parts_announced", "parts_announced_late", "parts_too_near", "trigger_source_losses")
+COUNTED = ("parts_announced", "parts_announced_late", "parts_too_near", "trigger_source_losses", "trigger_count_resets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +34,15 @@ class Announced:
 
 
 class TriggerSource(Protocol):
-    """Announces parts. `next` and `stop` are for one thread."""
+    """Announces parts. `start` and `stop` are for one thread."""
 
-    @property
-    def fault(self) -> str:
-        """Why parts go by unnoticed now; empty: none do."""
+    announcements: Announcements
 
     def start(self, on_event: Callable[[], object]) -> None:
         """Announce what comes from now on; on_event is called with each, by a thread of its own.
 
         Raises CameraError with what to check if the signal cannot be had.
         """
-
-    def next(self) -> Announced | None:
-        """Return what comes next; None while nothing has come."""
-
-    def counters(self) -> dict[str, int]:
-        """Return what was counted since the start, by names as in the status."""
 
     def stop(self) -> None:
         """Announce nothing more; never raises."""
@@ -142,7 +134,7 @@ class Announcements:
         self._last_ns = 0
         self._counts: Counter[str] = Counter()
         self.on_event: Callable[[], object] = lambda: None
-        self.fault = ""
+        self.fault = ""  # why parts go by unnoticed now; empty: none do
 
     def put(self, announced: Announced) -> None:
         """Announce parts."""
@@ -163,10 +155,15 @@ class Announcements:
             log.warning("the trigger's signal is back", extra=fields(trigger="up"))
         self.fault = fault
 
+    def note_reset(self, what: str) -> None:
+        """Note that a count of parts began anew: how many came meanwhile, nobody knows."""
+        self._counts["trigger_count_resets"] += 1
+        log.warning("%s: it began anew, parts may be missing", what)
+
     def take(self) -> Announced | None:
-        """Return what was announced first."""
+        """Return what was announced first and not taken yet; None while nothing was."""
         return self._waiting.popleft() if self._waiting else None
 
     def counters(self) -> dict[str, int]:
-        """Return what was counted."""
+        """Return what was counted since the start, by names as in the status."""
         return {name: self._counts[name] for name in COUNTED}

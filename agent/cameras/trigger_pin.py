@@ -43,7 +43,7 @@ class PinTrigger:
     ) -> None:
         """request: gives the edges; raises OSError."""
         self._settings = settings
-        self._announcements = announcements
+        self.announcements = announcements
         self._request = request or _KernelEdges
         self._named = f"trigger: {settings.chip} line {settings.line}"
         self._edges: Edges | None = None
@@ -51,25 +51,12 @@ class PinTrigger:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    @property
-    def fault(self) -> str:
-        """Why the pin cannot be read; empty: it can."""
-        return self._announcements.fault
-
     def start(self, on_event: Callable[[], object]) -> None:
         """Announce parts from now on. Raises CameraError if the pin cannot be had."""
-        self._announcements.on_event = on_event
+        self.announcements.on_event = on_event
         self._take_line()
         self._thread = threading.Thread(target=self._run, name="trigger", daemon=True)
         self._thread.start()
-
-    def next(self) -> Announced | None:
-        """Return what the pin announced, oldest first."""
-        return self._announcements.take()
-
-    def counters(self) -> dict[str, int]:
-        """Return how many parts were announced, for how many the kernel had no room, how often the pin was lost."""
-        return self._announcements.counters()
 
     def stop(self) -> None:
         """Let go of the pin."""
@@ -102,14 +89,14 @@ class PinTrigger:
                 found = (self._edges or self._take_line()).wait(POLL_S)
             except (OSError, CameraError) as error:
                 told = str(error) if isinstance(error, CameraError) else f"{self._named}: {_told(error)}"
-                self._announcements.note(told)
+                self.announcements.note(told)
                 self._release()
                 self._ended.wait(RETRY_S)
                 continue
-            self._announcements.note("")
+            self.announcements.note("")
             for number, at_ns in found:
                 lost, self._number = number - self._number - 1, number
-                self._announcements.put(Announced(at_ns, lost=max(lost, 0)))
+                self.announcements.put(Announced(at_ns, lost=max(lost, 0)))
 
 
 class _KernelEdges:

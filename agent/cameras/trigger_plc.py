@@ -19,7 +19,6 @@ from pymodbus.exceptions import ModbusException
 from agent.cameras.trigger import COIL, COUNTER, Announced, Announcements, PlcSignal
 from agent.errors import CameraError
 
-log = logging.getLogger(__name__)
 logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what fails is told by us, once
 
 COUNTER_WRAP = 65536
@@ -32,7 +31,7 @@ class PlcTrigger:
 
     def __init__(self, settings: PlcSignal, announcements: Announcements) -> None:
         self._settings = settings
-        self._announcements = announcements
+        self.announcements = announcements
         self._named = f"trigger: {settings.signal} {settings.address} of {settings.host}:{settings.port}"
         self._client = ModbusTcpClient(
             settings.host, port=settings.port, timeout=settings.answer_ms / 1e3, retries=0, name="taktsight"
@@ -42,14 +41,9 @@ class PlcTrigger:
         self._value = 0  # as it was told last
         self._asked_ns = 0  # when it was asked for that
 
-    @property
-    def fault(self) -> str:
-        """Why the PLC does not tell; empty: it does."""
-        return self._announcements.fault
-
     def start(self, on_event: Callable[[], object]) -> None:
         """Announce parts from now on. Raises CameraError if the PLC does not answer, or not with such a signal."""
-        self._announcements.on_event = on_event
+        self.announcements.on_event = on_event
         self._asked_ns = time.monotonic_ns()
         try:
             self._value = self._read()
@@ -58,14 +52,6 @@ class PlcTrigger:
             raise
         self._thread = threading.Thread(target=self._run, name="trigger", daemon=True)
         self._thread.start()
-
-    def next(self) -> Announced | None:
-        """Return what the PLC announced, oldest first."""
-        return self._announcements.take()
-
-    def counters(self) -> dict[str, int]:
-        """Return how many parts were announced, how many of them too late, and how often the PLC did not answer."""
-        return self._announcements.counters()
 
     def stop(self) -> None:
         """Ask no more."""
@@ -83,9 +69,9 @@ class PlcTrigger:
                 value = self._read()
             except CameraError as error:
                 due_s = asked_ns / 1e9 + RETRY_S
-                self._announcements.note(str(error))
+                self.announcements.note(str(error))
                 continue
-            self._announcements.note("")
+            self.announcements.note("")
             self._take(value, asked_ns)
 
     def _take(self, value: int, asked_ns: int) -> None:
@@ -96,12 +82,12 @@ class PlcTrigger:
         if self._settings.signal == COUNTER:
             parts = (value - before) % COUNTER_WRAP
             if parts > MOST_STEPS:
-                log.warning("%s went from %d to %d: it began anew, parts may be missing", self._named, before, value)
+                self.announcements.note_reset(f"{self._named} went from {before} to {value}")
                 return
         if parts:
             now_ns = time.monotonic_ns()
             is_timely = now_ns - since_ns <= self._settings.within_ms * 1e6
-            self._announcements.put(Announced(now_ns, lost=parts - is_timely, opens=is_timely))
+            self.announcements.put(Announced(now_ns, lost=parts - is_timely, opens=is_timely))
 
     def _read(self) -> int:
         """Return the level, 0 or 1, or the count. Raises CameraError."""

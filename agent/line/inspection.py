@@ -180,7 +180,7 @@ class Inspection:
                 **self._handover.counters(),
                 **self._output.counters(),
                 **(self._camera.counters if isinstance(self._camera, GenicamCamera) else {}),
-                **({} if self._source is None else self._source.counters()),
+                **({} if self._source is None else self._source.announcements.counters()),
             },
             "alarms": alarm_fields(self._alarms()),
             "given_up": self._handover.given_up + self._handover.unwritten,
@@ -189,8 +189,8 @@ class Inspection:
     def _alarms(self) -> list[Alarm]:
         held = self.line.held
         alarms = [] if held is None else [Alarm(str(held.reason), held.detail)]
-        if self._source is not None and self._source.fault:
-            alarms.append(Alarm("trigger_down", self._source.fault))
+        if self._source is not None and (fault := self._source.announcements.fault):
+            alarms.append(Alarm("trigger_down", fault))
         return alarms + [Alarm("not_realtime", line) for line in self._refused]
 
     def _halt(self, detail: str) -> None:

@@ -16,8 +16,8 @@ goes on taking triggers: each part is `no_verdict` with the reason of the hold, 
 The output (the gate) is told by whoever settles, before anything is stored or sent. A part that comes while as many are
 open as may wait is `overrun` at once: a burst takes bounded memory.
 
-Each thread comes round within POLL_S, with or without parts, and notes when. `heartbeat_ns` is the moment of the
-slowest one: it stands still as soon as one of them hangs or has died, in the engine, the camera or an outlet.
+Each thread comes round within POLL_S, with or without parts, and notes when. `heartbeat_ns` is the slowest one's
+moment: it stands still once one of them hangs or has died, in the engine, the camera or an outlet.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Line:
         self._on_round = on_round
         self._output = output or NoOutput()
         self._observer = observer or Observer()
-        self.states = states or _ready()
+        self.states = states or StateMachine(State.READY)
         self._came_round_ns = dict.fromkeys(("clock", "acquisition", "inspection", "delivery"), 0)
         self._ledger = Ledger(beat.deadline_ms)
         self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
@@ -391,10 +391,3 @@ class Line:
 def _without(trigger_id: int, reason: Reason, detail: str, frame: Frame | None) -> Verdict:
     part_id = None if frame is None else frame.facts.get("part_id")
     return Verdict(trigger_id, Outcome.NO_VERDICT, reason, detail, part_id=part_id)
-
-
-def _ready() -> StateMachine:
-    states = StateMachine()
-    states.fire(Event.PREPARE)
-    states.fire(Event.PROVE)
-    return states

@@ -39,7 +39,7 @@ class PacedLine(Line):
             if done and len(self._ledger) == 0:
                 return
             self._settle_overdue(time.monotonic_ns())
-            announced = None if done else self._source.next()
+            announced = None if done else self._source.announcements.take()
             if announced is None:
                 self._wait(None)
             else:

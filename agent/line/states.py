@@ -75,8 +75,9 @@ WIRE_STATE = {
 class StateMachine:
     """One station's state. Any thread may ask and fire."""
 
-    def __init__(self) -> None:
-        self._state = State.PREOPERATIONAL
+    def __init__(self, state: State = State.PREOPERATIONAL) -> None:
+        """state: where it begins."""
+        self._state = state
         self._lock = threading.Lock()
 
     @property

@@ -93,7 +93,7 @@ def pulse(conveyor, source):
 
 
 def taken(source) -> list[Announced]:
-    return list(iter(source.next, None))
+    return list(iter(source.announcements.take, None))
 
 
 def announced(source, count, timeout_s=10.0):
@@ -122,12 +122,13 @@ def test_each_rising_edge_of_a_coil_is_a_part_at_its_moment(conveyor, source):
     moments = [began_ns, *(each.at_ns for each in found), time.monotonic_ns()]
     assert moments == sorted(moments)
     time.sleep(0.05)
-    assert one.next() is None
-    assert one.counters() == {
+    assert one.announcements.take() is None
+    assert one.announcements.counters() == {
         "parts_announced": 5,
         "parts_announced_late": 0,
         "parts_too_near": 0,
         "trigger_source_losses": 0,
+        "trigger_count_resets": 0,
     }
 
 
@@ -145,7 +146,8 @@ def test_a_counter_that_begins_anew_is_not_taken_for_parts(conveyor, source):
     one = source(COUNTER)
     conveyor.count(0)
     time.sleep(0.2)
-    assert one.next() is None
+    assert one.announcements.take() is None
+    assert one.announcements.counters()["trigger_count_resets"] == 1
     conveyor.count(1)
     assert len(announced(one, 1)) == 1
 
@@ -168,14 +170,14 @@ def test_parts_that_the_plc_counted_while_it_could_not_be_reached_are_lost(conve
     monkeypatch.setattr("agent.cameras.trigger_plc.RETRY_S", 3.0)
     one = source(COUNTER, within_ms=50.0)
     conveyor.plc.kill()
-    wait_until(lambda: one.fault)
-    assert "check the PLC" in one.fault
+    wait_until(lambda: one.announcements.fault)
+    assert "check the PLC" in one.announcements.fault
     conveyor.plc.start()
     with ModbusTcpClient("127.0.0.1", port=conveyor.plc.port, timeout=3) as again:
         again.write_register(0, 3)
     assert [(each.lost, each.opens) for each in announced(one, 3)] == [(3, False)]
-    assert one.fault == ""
-    assert one.counters()["trigger_source_losses"] == 1
+    assert one.announcements.fault == ""
+    assert one.announcements.counters()["trigger_source_losses"] == 1
 
 
 def test_edges_nearer_than_parts_can_be_are_counted_and_are_parts(conveyor, source):
@@ -183,7 +185,7 @@ def test_edges_nearer_than_parts_can_be_are_counted_and_are_parts(conveyor, sour
     for _ in range(3):
         pulse(conveyor, one)
     announced(one, 3)
-    assert one.counters()["parts_too_near"] == 2
+    assert one.announcements.counters()["parts_too_near"] == 2
 
 
 def test_a_signal_that_cannot_be_had_is_told_at_the_start(conveyor):
@@ -232,8 +234,8 @@ def test_each_edge_of_a_pin_is_a_part_and_a_number_that_is_missing_is_one_that_i
     assert found == [Announced(100), Announced(200), Announced(500, lost=2), Announced(900)]
     one.stop()
     assert [life.is_released for life in lives] == [True, True]
-    assert one.counters()["trigger_source_losses"] == 1
-    assert one.fault == ""
+    assert one.announcements.counters()["trigger_source_losses"] == 1
+    assert one.announcements.fault == ""
 
 
 def test_a_pin_that_cannot_be_had_is_told():
@@ -244,25 +246,17 @@ def test_a_pin_that_cannot_be_had_is_told():
 class Scripted:
     """A source that announces what a test says."""
 
-    fault = ""
-
     def __init__(self) -> None:
-        self._announcements = Announcements()
+        self.announcements = Announcements()
 
     def start(self, on_event):
-        self._announcements.on_event = on_event
-
-    def next(self):
-        return self._announcements.take()
-
-    def counters(self):
-        return self._announcements.counters()
+        self.announcements.on_event = on_event
 
     def stop(self):
         pass
 
     def put(self, lost=0, opens=True, ago_ms=0.0):
-        self._announcements.put(Announced(time.monotonic_ns() - round(ago_ms * MS), lost=lost, opens=opens))
+        self.announcements.put(Announced(time.monotonic_ns() - round(ago_ms * MS), lost=lost, opens=opens))
 
 
 class Passing:

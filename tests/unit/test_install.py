@@ -18,7 +18,7 @@ from agent.config import read_station
 from agent.errors import StorageError
 from agent.install import command as command_module
 from agent.install.command import install_command, uninstall_command
-from agent.install.install import DROP_INS, FOLDERS, SHARED, UNITS, Installer, Wish, shipped
+from agent.install.install import DROP_INS, FOLDERS, HIDDEN, SHARED, UNITS, Installer, Wish, shipped
 from agent.install.steps import RECORD, Machine, Step, command, read_record
 from agent.outbox.outbox import Outbox, OutboxSettings
 from calibration.errors import TaktsightError
@@ -305,7 +305,7 @@ def test_an_environment_elsewhere_stands_in_the_unit(image):
     assert "/opt/" not in image.path(UNIT).read_text()
 
 
-@pytest.mark.parametrize("place", ["/home/anna/venv", "/root/venv", "/tmp/venv", "venv"])
+@pytest.mark.parametrize("place", [*(f"{folder}/venv" for folder in HIDDEN), "venv"])
 def test_an_environment_that_the_service_would_not_see_is_refused(image, place):
     with pytest.raises(TaktsightError, match="the service sees nothing below"):
         image.install("--prefix", place)
