@@ -7,7 +7,8 @@ Images are in -1..1 here, as generator and discriminator know them. Of all steps
 kept, so that more steps are never worse; z is where the search ended, since which of two losses is less may be
 rounding. `Step` alone, exported, is a graph that a host can loop for as long as its takt allows.
 
-Readings chosen: L1 is rounded off below one gray level, so that every engine goes the same way; lambda
+Readings chosen: L1 is rounded off below one gray level and rectifiers open gradually (`trainer.rounded`), so that every
+engine goes the same way; lambda
 ("feature_weight", 0.1 as in AnoGAN, Schlegl et al. 2017) weighs sums, as eq. 3-5 write them. Masked inversion without a
 box (000 sec. 5.5 draws one by hand): invert, leave out the worst share of 8x8 px cells, invert again from the same
 start, twice. The features of a part with a defect see the defect from afar, so the steps behind a mask go by pixels
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from trainer.chain import Chain
 from trainer.errors import TrainingError
 from trainer.learning import Options
+from trainer.rounded import length, slope
 from trainer.scorers.laplacian import Pyramid
 
 MOMENTUM, SPREAD = 0.9, 0.999
@@ -57,7 +59,7 @@ class Distance(nn.Module):
         self.generator = Chain(generator)
         self.features = Chain(features)
         self.weight = options.feature_weight
-        self.bands = Pyramid(*size) if options.inversion_loss == "laplacian" else None
+        self.bands = Pyramid(*size, flat=GRAY_LEVEL) if options.inversion_loss == "laplacian" else None
 
     def goal(self, image: Tensor) -> Tensor:
         """Return what `loss` needs to know of the image beside its pixels, the same at every step."""
@@ -72,20 +74,20 @@ class Distance(nn.Module):
         if self.bands is not None:
             levels = self.bands(difference)
             return self.bands.loss(levels), self.generator.gradient(values, self.bands.gradient(levels)), picture
-        loss, by_picture = length(difference).flatten(1).sum(1), slope(difference)
+        loss, by_picture = length(difference, GRAY_LEVEL).flatten(1).sum(1), slope(difference, GRAY_LEVEL)
         if self.weight > 0.0:
             seen = self.features(picture)
             apart = seen[-1] - goal
-            loss = loss + self.weight * length(apart).sum(1)
-            by_picture = by_picture + self.features.gradient(seen, self.weight * slope(apart))
+            loss = loss + self.weight * length(apart, GRAY_LEVEL).sum(1)
+            by_picture = by_picture + self.features.gradient(seen, self.weight * slope(apart, GRAY_LEVEL))
         return loss, self.generator.gradient(values, by_picture), picture
 
     def masked_loss(self, z: Tensor, image: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same by the pixels alone where counted (N, 1, h, w) is 1 (000 eq. 14)."""
         values = self.generator(z)
         difference = (values[-1] - image) * counted
-        gradient = self.generator.gradient(values, slope(difference))
-        return length(difference).flatten(1).sum(1), gradient, values[-1]
+        gradient = self.generator.gradient(values, slope(difference, GRAY_LEVEL))
+        return length(difference, GRAY_LEVEL).flatten(1).sum(1), gradient, values[-1]
 
 
 class Adam(nn.Module):
@@ -171,17 +173,6 @@ class Step(nn.Module):
         _, gradient, _ = self.distance.loss(z, x, self.distance.goal(x))
         z, m, v = self.adam(z, (m, v), gradient, (c1, c2))
         return z, m, v
-
-
-def length(difference: Tensor) -> Tensor:
-    """Return |difference|, rounded off below one gray level (Huber), where its sign would be an engine's rounding."""
-    size = difference.abs()
-    return torch.where(size > GRAY_LEVEL, size - 0.5 * GRAY_LEVEL, 0.5 / GRAY_LEVEL * difference * difference)
-
-
-def slope(difference: Tensor) -> Tensor:
-    """Return the gradient of `length`."""
-    return (difference / GRAY_LEVEL).clamp(-1.0, 1.0)
 
 
 def counted(image: Tensor, picture: Tensor, share: float) -> Tensor:

@@ -97,6 +97,7 @@ def test_a_plc_that_dies_and_comes_back_is_used_again_at_rest_first(gate, plc, m
     wait_until(lambda: one.counters()["gate_failed"] == 2)
     plc.start()
     wait_until(lambda: plc.of_coil(COIL) == [False, True, False, False])
+    wait_until(lambda: not one._fault)
     one.act(4, "accept", time.monotonic_ns())
     wait_until(lambda: plc.of_coil(COIL) == [False, True, False, False, True, False])
     assert one.counters()["gate_opened"] == 2

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.learning import Material, Options, Progress
+from trainer.rounded import length, slope
 
 SMALLEST = 8  # px, shorter side of the last level
 BINOMIAL = (1.0, 4.0, 6.0, 4.0, 1.0)
@@ -33,8 +34,10 @@ class Pyramid(nn.Module):
     At the border the kernel's weights inside the image are scaled up to a sum of 1.
     """
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, flat: float = 0.0) -> None:
+        """flat: absolute values below it are rounded off, in loss and gradient."""
         super().__init__()
+        self.flat = flat
         self.channels = channels
         self.depth = max(1, math.ceil(math.log2(min(height, width) / SMALLEST)))
         line = torch.tensor(BINOMIAL) / sum(BINOMIAL)
@@ -60,14 +63,14 @@ class Pyramid(nn.Module):
 
     def loss(self, levels: list[Tensor]) -> Tensor:
         """Return (N,): the levels' absolute values, each times the pixels that it stands for."""
-        sums = [4.0**level * values.abs().flatten(1).sum(1) for level, values in enumerate(levels)]
+        sums = [4.0**level * length(values, self.flat).flatten(1).sum(1) for level, values in enumerate(levels)]
         return torch.stack(sums).sum(0)
 
     def gradient(self, levels: list[Tensor]) -> Tensor:
         """Return the gradient of `loss` by the difference."""
-        gradient = 4.0**self.depth * torch.sign(levels[-1])
+        gradient = 4.0**self.depth * slope(levels[-1], self.flat)
         for level in reversed(range(self.depth)):
-            fine = 4.0**level * torch.sign(levels[level])
+            fine = 4.0**level * slope(levels[level], self.flat)
             coarse = gradient - self._narrowed(fine * self._scale("widens", level))
             gradient = fine + self._spread(coarse * self._scale("shrinks", level), fine)
         return gradient
