@@ -200,15 +200,30 @@ def test_the_score_is_the_distance_where_the_axes_agree_and_never_more() -> None
     shape = torch.randn(5, 5, generator=CHANCE)
     good = torch.randn(30, 12, 5, generator=CHANCE) @ shape + 4.0 * torch.randn(12, 5, generator=CHANCE)  # 12 places
     scorer = latent_frechet.LatentFrechet(nn.Identity(), good, KEEP)
-    apart = (good - good.mean(0)).flatten(0, 1)
-    stretched = apart @ scorer.axes * torch.tensor([2.0, 0.1, 1.0, 3.0, 1.0]) @ scorer.axes.T + 1.0
+    apart = (good - good.mean(0)).flatten(0, 1) @ scorer.axes
+    torch.testing.assert_close(torch.cov(apart.T), torch.eye(5), rtol=0.0, atol=0.05)  # each axis in its deviations
+    stretched = apart * torch.tensor([2.0, 0.1, 1.0, 3.0, 1.0]) + 1.0
     many = latent_frechet.LatentFrechet(nn.Identity(), good, KEEP)
     many.usual = torch.zeros(1, 5)  # all 360 differences as those of one image
     expected = latent_frechet.frechet_distance(apart, stretched)
-    assert float(many.distance(stretched[None])) == pytest.approx(expected, rel=1e-4)
+    assert float(many.distance((stretched @ scorer.axes.inverse())[None])) == pytest.approx(expected, rel=1e-4)
     other = torch.randn(12, 5, generator=CHANCE) @ torch.randn(5, 5, generator=CHANCE)
-    most = latent_frechet.frechet_distance(apart, other)
+    most = latent_frechet.frechet_distance(apart, other @ scorer.axes)
     assert float(scorer.distance((scorer.usual + other)[None])) <= most * (1 + 1e-5)
+
+
+def test_a_step_along_a_narrow_axis_counts_as_much_as_one_along_a_wide_axis() -> None:
+    spread = torch.tensor([100.0, 1.0, 0.0])
+    good = torch.randn(200, 8, 3, generator=CHANCE) * spread
+    scorer = latent_frechet.LatentFrechet(nn.Identity(), good, KEEP)
+    codes = torch.randn(1, 8, 3, generator=CHANCE) * spread
+    usually, wide, narrow = (
+        float(scorer.distance(codes + torch.tensor(step)))
+        for step in ([0.0, 0.0, 0.0], [1000.0, 0.0, 0.0], [0.0, 30.0, 0.0])
+    )
+    assert usually < 5.0 < 50.0 < wide
+    assert narrow > 50.0
+    assert float(scorer.distance(codes + torch.tensor([0.0, 0.0, 1.0]))) < usually + 1.0  # no axis of its own: floor
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ Source: paper 001, sec. III-D, tables I, II; Dowson & Landau 1982: |m1 - m2|^2 +
 paper takes it between sets of images: `frechet_distance`. One image has several codes too: of its patches (patch_ae,
 kde_ae), or found from several starts (dcgan). Readings chosen: a code counts as its difference from the usual code of
 its place or start, since what is usual in one place need not be in another; an image has fewer codes than they have
-dimensions, too few for a covariance: the score adds the distances along the principal axes of the good codes. That is
-the distance itself where both normals have the same axes, and never more than it. Map: the residual.
+dimensions, too few for a covariance: the score adds the distances along the principal axes of the good codes, which is
+the distance itself where both normals have the same axes. Each axis counts in deviations of good codes, as in the paper,
+whose codes are standard normal (its good ones are 0.03 from that); ours, of encoders, spread up to 800 times as far
+along one axis as along another, and the widest would be all that counts. Map: the residual.
 
 Of sets of images the whole covariances are compared where each set has at least two images for every dimension, else
 the deviations along each dimension alone: a few dozen images do not determine a covariance of 64 dimensions, and the
@@ -21,6 +23,7 @@ from trainer.learning import Material, Options, Progress
 from trainer.scorers.residual import Residual
 
 ENOUGH = 2  # codes for every dimension, from which on a covariance is worth fitting
+FLOOR = 1e-3  # share of the mean variance that is added to each axis's own: some axes hardly vary
 
 
 def fit(network: nn.Module, material: Material, learn: Tensor, options: Options, progress: Progress) -> nn.Module:
@@ -35,7 +38,7 @@ def fit(network: nn.Module, material: Material, learn: Tensor, options: Options,
 
 
 class LatentFrechet(nn.Module):
-    """image, reconstruction (N, C, h, w), latent -> anomaly_map (N, 1, h, w), score (N,) in the code's unit squared."""
+    """image, reconstruction (N, C, h, w), latent -> anomaly_map (N, 1, h, w), score (N,) in squared deviations."""
 
     def __init__(self, network: nn.Module, codes: Tensor, keep: Tensor) -> None:
         super().__init__()
@@ -44,8 +47,10 @@ class LatentFrechet(nn.Module):
         usual = codes.mean(0)  # codes (n, m, d): of n images
         levels, axes = torch.linalg.eigh(moments((codes - usual).flatten(0, 1))[1])
         self.register_buffer("usual", usual)  # (m, d)
-        self.register_buffer("axes", axes.float())  # (d, d)
-        self.register_buffer("deviations", levels.clamp_min(0.0).sqrt().float())  # (d,)
+        levels = levels.clamp_min(0.0)
+        unit = (levels + FLOOR * levels.mean()).sqrt().clamp_min(1e-12)
+        self.register_buffer("axes", (axes / unit).float())  # (d, d)
+        self.register_buffer("deviations", (levels.sqrt() / unit).float())  # (d,), 1 but for axes that hardly vary
 
     def forward(self, image: Tensor, reconstruction: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Return (anomaly_map, score)."""
