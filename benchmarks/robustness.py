@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tables import categories_in
 
-from calibration.thresholds import strangers
 from trainer.catalogue import method
 from trainer.data import GOOD, Dataset, Item, folds, read_dataset
+from trainer.fit import FEWEST_GOOD
 from trainer.learning import Learned, Material, Options, in_chunks
 from trainer.limits import fitted_thresholds
+from trainer.strangers import learn_without_strangers
 
 SMALL = 20
 SHARES = (0.0, 0.02, 0.05, 0.1)
@@ -101,14 +102,17 @@ def cases(category: str, detector: str, changes: Sequence[str], seeds: int) -> l
 def measured(case: Case, dataset: Dataset) -> Row:
     """Learn from one training set and score the test images that it left alone."""
     learn, test, names = training_set(case, dataset)
-    learned = learnt_from(learn, dataset, case)
-    found = {learn[learned.held_out[index]].name for index in strangers(learned.good_scores)}
-    kept_threshold = fitted_thresholds(learned, FALSE_REJECT_RATE)[0].score
-    kept_scores = scores_of(learned, test, dataset)
-    scores = kept_scores
-    if found:
-        learned = learnt_from([item for item in learn if item.name not in found], dataset, case)
-        scores = scores_of(learned, test, dataset)
+    rounds: list[Learned] = []
+
+    def again(kept: NDArray[np.int64]) -> Learned:
+        rounds.append(learnt_from([learn[index] for index in kept], dataset, case))
+        return rounds[-1]
+
+    learned, _, left_out = learn_without_strangers(len(learn), again, FEWEST_GOOD)
+    found = {learn[stranger.index].name for stranger in left_out}
+    kept_threshold = fitted_thresholds(rounds[0], FALSE_REJECT_RATE)[0].score
+    kept_scores = scores_of(rounds[0], test, dataset)
+    scores = scores_of(learned, test, dataset)
     defective = np.array([item.label != GOOD for item in test])
     thresholds, _ = fitted_thresholds(learned, FALSE_REJECT_RATE, left_out=len(found))
     rejected = scores > thresholds.score

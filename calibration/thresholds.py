@@ -12,7 +12,7 @@ from calibration.errors import CalibrationError
 
 CONFIDENCE = 0.95
 SD_PER_MEDIAN_DISTANCE = 1.4826  # of a normal distribution
-MOST_STRANGERS = 0.05  # share of a set of good parts that may be none
+MOST_STRANGERS = 0.1  # share of a set of good parts that may be none
 BY_CHANCE = 0.01  # share of sets of nothing but good parts that lose some
 
 
@@ -80,23 +80,31 @@ def smallest_rate(n_good: int) -> float:
 def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the indices of scores, highest first, that lie too far above the others to be of good parts.
 
-    good_scores: (n,); 5 % of them at most are returned, rounded up. The tail of good scores is taken to fall as an
-    exponential one, or faster: then rank times distance to the next lower score is alike for all ranks, and a distance
-    that is too long beside those between 5 % and the median is no chance (F test, 1 % over all ranks together). All
-    above such a gap are strangers. A heavier tail loses good parts more often.
-    Source: Sukhatme 1937, normalised spacings; Rosner 1975 for many outliers at once, lowest gap first.
+    good_scores: (n,); 10 % of them at most are returned, rounded up. The tail of good scores is taken to fall as an
+    exponential one, or faster: then rank times distance to the next lower score is alike for all ranks, and one of the
+    highest 10 % that is too large beside those from there to the median is no chance (F test, 1 % over all ranks
+    together). All above the largest are strangers; what is left is tried again, its highest being of rank 1, since
+    strangers above would make every gap of a good part count as many times as they are. A heavier tail loses good parts
+    more often.
+    Source: Sukhatme 1937, normalised spacings; Rosner 1975 for many outliers, largest deviation first.
     """
-    n = len(good_scores)
-    limit, middle = math.ceil(MOST_STRANGERS * n), n // 2
-    order = np.argsort(-good_scores, kind="stable")
-    scores = np.asarray(good_scores, dtype=np.float64)[order]
-    distances = np.arange(1, n) * -np.diff(scores)  # [k - 1]: between ranks k and k + 1
-    usual = distances[limit:middle]
-    if len(usual) < 3 or not usual.mean() > 0.0:
-        return order[:0]
-    by_chance = (1.0 + distances[:limit] / usual.sum()) ** -float(len(usual))
-    gaps = np.flatnonzero(by_chance < BY_CHANCE / limit)
-    return order[: gaps[-1] + 1] if len(gaps) else order[:0]
+    scores = np.asarray(good_scores, dtype=np.float64)
+    order = np.argsort(-scores, kind="stable")
+    most, found = math.ceil(MOST_STRANGERS * len(scores)), 0
+    while more := _above_widest_gap(scores[order[found:]], most - found):
+        found += more
+    return order[:found]
+
+
+def _above_widest_gap(falling: NDArray[np.float64], most: int) -> int:
+    """Return how many of the scores (n,), highest first, lie above the widest gap, at most `most`; 0: it is chance."""
+    distances = np.arange(1, len(falling)) * -np.diff(falling)  # [k - 1]: between ranks k and k + 1, times k
+    usual = distances[most : len(falling) // 2]
+    if most == 0 or len(usual) < 3 or not usual.mean() > 0.0:
+        return 0
+    widest = int(np.argmax(distances[:most]))
+    by_chance = (1.0 + distances[widest] / usual.sum()) ** -float(len(usual))
+    return widest + 1 if by_chance < BY_CHANCE / most else 0
 
 
 def rate_upper_bound(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
 from calibration.recipe import Recipe
 from calibration.reference import learn_reference
 from calibration.registration import Reference, RegistrationSettings
-from calibration.thresholds import good_parts_needed, strangers
+from calibration.thresholds import good_parts_needed
 from calibration.zones import DrawnZone, drawn_mask, read_zones
 from trainer.catalogue import method
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
@@ -40,6 +40,7 @@ from trainer.limits import (
     unregistered_notes,
 )
 from trainer.proof import exported, selftest
+from trainer.strangers import ROUNDS, learn_without_strangers
 from trainer.tiling import Tiles, tiled, tiles_for
 from trainer.zoning import zoned, zones_of
 
@@ -98,9 +99,10 @@ class _PreparedSet:
     batch: NDArray[np.float32]  # (n, C, h, w)
     unregistered: tuple[str, ...]
 
-    def without(self, suspects: Sequence[Suspect]) -> _PreparedSet:
-        left_out = {suspect.item.name for suspect in suspects}
-        kept = [index for index, item in enumerate(self.items) if item.name not in left_out]
+    def of(self, kept: NDArray[np.int64]) -> _PreparedSet:
+        """Return the images of these indices alone."""
+        if len(kept) == len(self.items):
+            return self
         return _PreparedSet(tuple(self.items[index] for index in kept), self.batch[kept], self.unregistered)
 
 
@@ -130,18 +132,16 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         dataset.defects, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
     )
     keep = _keep(request.ignore, drawn, view)
-    material = replace(_material(prepared, view, keep, request), defects=defects)
-    check_labels(material, request.threshold, request.detector)
+
+    def material_of(part: _PreparedSet) -> Material:
+        return replace(_material(part, view, keep, request), defects=defects)
+
+    check_labels(material_of(prepared), request.threshold, request.detector)
     options = request.options if reference is None else replace(request.options, turned="off")  # they lie upright
-    learned = _trained(train, material, options, progress)
-    suspects = () if request.keep_suspects else _suspects(prepared, learned)
+    learned, prepared, suspects = _learned(train, prepared, material_of, replace(request, options=options), progress)
     if suspects:
         notes.append(left_out_note([suspect.item.name for suspect in suspects]))
-        prepared = prepared.without(suspects)
-        material = replace(_material(prepared, view, keep, request), resume=False, defects=defects)
-        material.checkpoint.unlink(missing_ok=True)
-        learned = _trained(train, material, options, progress)
-
+    material = material_of(prepared)
     seen = _glimpses(prepared.items, pictures, dataset.photometric, view, registered=reference is not None)
     limits = learn_limits(seen)
     told = noticed(seen, limits)
@@ -185,20 +185,26 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     )
 
 
-def _suspects(prepared: _PreparedSet, learned: Learned) -> tuple[Suspect, ...]:
-    """Return the good images that no good part scores like, as long as enough remain to learn from."""
-    found = strangers(learned.good_scores)
-    if len(prepared.items) - len(found) < FEWEST_GOOD:
-        return ()
-    return tuple(
-        Suspect(
-            prepared.items[learned.held_out[index]],
-            float(learned.good_scores[index]),
-            learned.good_maps[index],
-            prepared.batch[learned.held_out[index]],
-        )
-        for index in found
-    )
+def _learned(
+    train: Method,
+    whole: _PreparedSet,
+    material_of: Callable[[_PreparedSet], Material],
+    request: FitRequest,
+    progress: Progress,
+) -> tuple[Learned, _PreparedSet, tuple[Suspect, ...]]:
+    """Return what was learnt, the images that it was learnt from, and those that no good part scores like."""
+
+    def learn(kept: NDArray[np.int64]) -> Learned:
+        material = material_of(whole.of(kept))
+        if len(kept) < len(whole.items):  # again, without the suspects
+            material.checkpoint.unlink(missing_ok=True)
+            material = replace(material, resume=False)
+        return _trained(train, material, request.options, progress)
+
+    rounds = 1 if request.keep_suspects else ROUNDS
+    learned, kept, left_out = learn_without_strangers(len(whole.items), learn, FEWEST_GOOD, rounds)
+    suspects = (Suspect(whole.items[s.index], s.score, s.anomaly_map, whole.batch[s.index]) for s in left_out)
+    return learned, whole.of(kept), tuple(suspects)
 
 
 def _check_size(request: FitRequest) -> None:

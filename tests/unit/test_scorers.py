@@ -221,8 +221,8 @@ def test_a_step_along_a_narrow_axis_counts_as_much_as_one_along_a_wide_axis() ->
         float(scorer.distance(codes + torch.tensor(step)))
         for step in ([0.0, 0.0, 0.0], [1000.0, 0.0, 0.0], [0.0, 30.0, 0.0])
     )
-    assert usually < 5.0 < 50.0 < wide
-    assert narrow > 50.0
+    assert usually < 5.0
+    assert min(wide, narrow) > 50.0
     assert float(scorer.distance(codes + torch.tensor([0.0, 0.0, 1.0]))) < usually + 1.0  # no axis of its own: floor
 
 

@@ -97,14 +97,24 @@ def test_an_exponential_tail_loses_good_parts_in_one_set_of_a_hundred(n_good):
     assert lost / trials == pytest.approx(0.01, abs=0.01)
 
 
-@pytest.mark.parametrize(("n_good", "n_strange"), [(20, 1), (60, 3), (200, 10), (1000, 50)])
-def test_five_per_cent_of_strangers_are_found_wherever_they_stand(n_good, n_strange):
+@pytest.mark.parametrize(
+    ("n_good", "n_strange"), [(20, 1), (60, 3), (200, 10), (1000, 50), (40, 4), (200, 20), (1000, 100)]
+)
+def test_up_to_ten_per_cent_of_strangers_are_found_wherever_they_stand(n_good, n_strange):
     generator = np.random.default_rng(23)
     scores = np.concatenate([generator.normal(5.0, 1.0, n_good - n_strange), generator.uniform(20.0, 60.0, n_strange)])
     place = generator.permutation(n_good)
     found = strangers(scores[place])
     assert sorted(place[found]) == list(range(n_good - n_strange, n_good))
     assert list(scores[place][found]) == sorted(scores[place][found], reverse=True)
+
+
+def test_strangers_far_apart_from_one_another_are_found_and_cost_no_good_part():
+    generator = np.random.default_rng(24)
+    good = generator.exponential(1.0, 200)
+    strange = good.max() + np.array([3.0, 3.1, 3.3, 40.0, 41.0, 400.0])
+    found = strangers(np.concatenate([good, strange]))
+    assert list(found) == [205, 204, 203, 202, 201, 200]
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, 2.0, 50.0], [3.0] * 40, [3.0] * 39 + [9.0]])

@@ -5,9 +5,9 @@ paper takes it between sets of images: `frechet_distance`. One image has several
 kde_ae), or found from several starts (dcgan). Readings chosen: a code counts as its difference from the usual code of
 its place or start, since what is usual in one place need not be in another; an image has fewer codes than they have
 dimensions, too few for a covariance: the score adds the distances along the principal axes of the good codes, which is
-the distance itself where both normals have the same axes. Each axis counts in deviations of good codes, as in the paper,
-whose codes are standard normal (its good ones are 0.03 from that); ours, of encoders, spread up to 800 times as far
-along one axis as along another, and the widest would be all that counts. Map: the residual.
+the distance itself where both normals have the same axes. Each axis counts in deviations of good codes: the paper's
+codes are standard normal (its good ones are 0.03 from that), ours, of an encoder, spread up to 800 times as far along
+one axis as along another, and the widest would be all that counts. Map: the residual.
 
 Of sets of images the whole covariances are compared where each set has at least two images for every dimension, else
 the deviations along each dimension alone: a few dozen images do not determine a covariance of 64 dimensions, and the
