@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from agent.cameras.trigger import TriggerSource
 from agent.verdict import Reason, Verdict
 from calibration.frame import Frame
 
@@ -50,6 +51,7 @@ class Beat:
     queue_length: int = 4  # parts that may wait for the inspection
     on_no_verdict: str = "reject"  # what the gate does with such a part: reject | pass | stop (reject, then stop)
     by_camera: bool = False  # the camera's own trigger opens the parts: it is a SelfTriggeredCamera
+    source: TriggerSource | None = None  # announces the parts, in the place of the beat
 
 
 class Observer:

@@ -14,8 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from agent.engines.parity import thresholds_serve
 from agent.journal import fields
 from agent.line.beat import Inspector
 from agent.line.loop import Line
-from agent.line.paced import PacedLine
 from agent.line.pipeline import Pipeline
 from agent.line.realtime import go_first
 from agent.line.states import WIRE_STATE, Event, State, StateMachine
@@ -83,11 +81,10 @@ class Inspection:
         self._output = NoOutput() if station.output is None else station.output.open(self._camera)
         self._source = None if station.trigger is None else station.trigger.open()
         self._handover = Handover(self._ring, wake, _wanted(station), self._charge, self._halt)
-        line = Line if self._source is None else partial(PacedLine, self._source)
-        self.line = line(
+        self.line = Line(
             self._camera,
             pipeline,
-            station.beat,
+            replace(station.beat, source=self._source),
             self._handover.deliver,
             self._come_round,
             output=self._output,

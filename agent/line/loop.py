@@ -1,10 +1,11 @@
 """The line: triggers out, frames in, one verdict per trigger at its deadline at the latest.
 
-The clock opens parts, on the beat, or the camera's own trigger does: a number that it skips is a part without a frame.
+The clock opens parts, on the beat or when the plant announces them (`agent.line.pace`), or the camera's own trigger
+does: a number that it skips is a part without a frame.
 
 Four threads, each with one job:
 
-    clock (the caller's)   gives triggers on the beat; settles what is overdue as no_verdict
+    clock (the caller's)   gives triggers; settles what is overdue as no_verdict
     acquisition            takes frames from the camera into a bounded queue; opens what the camera announces
     inspection             runs the pipeline, one frame at a time, and between two parts what others ask of it
     delivery               hands settled verdicts to the outlets, in the order in which they were settled
@@ -32,11 +33,14 @@ from dataclasses import replace
 from typing import cast
 
 from agent.cameras.camera import Camera, SelfTriggeredCamera
+from agent.cameras.trigger import Announced
 from agent.errors import CameraError, EndOfFrames, OutputError
 from agent.journal import fields
+from agent.line.batch import next_batch
 from agent.line.beat import Beat, Deliver, Hold, Inspector, Observer, OnRound, Settled
 from agent.line.errands import Answer, Errands
 from agent.line.ledger import Ledger, OpenTrigger
+from agent.line.pace import pace_of, running
 from agent.line.states import Event, State, StateMachine
 from agent.line.tally import Tally
 from agent.outputs.output import NoOutput, Output
@@ -50,6 +54,7 @@ POLL_S = 0.05  # how soon a thread notices that it should stop
 MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
 MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
 NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"
+TOO_LATE = "the trigger's source told of this part too late for a picture, or of several at once: see docs/camera.md"
 
 
 class Line:
@@ -84,6 +89,7 @@ class Line:
         self._ended = threading.Event()  # all threads go home
         self._wake = threading.Event()  # something changed for the clock
         self._errands = Errands(self._ended.is_set)
+        self._pace = pace_of(beat)
         self._self_triggered = cast(SelfTriggeredCamera, camera) if beat.by_camera else None
         self._most_parts: int | None = None
         self._camera_fault: str | None = None
@@ -99,9 +105,14 @@ class Line:
     def run(self, count: int | None = None) -> Tally:
         """Give `count` triggers (None: until `stop`), and return when each has its verdict and all were delivered.
 
-        Raises CameraError if the camera cannot be started; after that it never raises for a camera.
+        Raises CameraError if the camera or the beat's source cannot be started; after that it never raises for either.
         """
-        self._most_parts = count
+        with running(self._pace, self._wake.set):
+            self._most_parts = count
+            self._run()
+        return self.tally
+
+    def _run(self) -> None:
         self._camera.start()
         if self.held is None:
             self.states.fire(Event.START)
@@ -113,7 +124,7 @@ class Line:
         for thread in (*workers, delivery):
             thread.start()
         try:
-            self._keep_the_beat(count)
+            self._keep_the_beat()
         finally:
             self._settle_all(Reason.STOPPING, "the agent was stopped with this part under way")
             self._ended.set()
@@ -125,7 +136,6 @@ class Line:
             self._camera.stop()
             self._output.close()
             self.states.fire(Event.STOP)
-        return self.tally
 
     def stop(self) -> None:
         """Give no more triggers; `run` returns once the open ones have their verdicts. Safe in a signal handler."""
@@ -159,27 +169,34 @@ class Line:
         """Let another inspector judge the next frame. To be called from an errand."""
         self.inspector = inspector
 
-    def _has_all_parts(self, count: int | None) -> bool:
-        return self._stopping.is_set() or (count is not None and self.tally.triggers >= count)
+    def _has_all_parts(self) -> bool:
+        return self._stopping.is_set() or (self._most_parts is not None and self.tally.triggers >= self._most_parts)
 
-    def _keep_the_beat(self, count: int | None) -> None:
-        """Trigger on the beat, unless the camera does, and settle what is overdue, until nothing is left to do."""
-        next_trigger_ns = time.monotonic_ns()
-        takt_ns = round(self._beat.takt_ms * 1e6)
+    def _keep_the_beat(self) -> None:
+        """Trigger when parts come, and settle what is overdue, until nothing is left to do."""
         while self._comes_round("clock"):
-            done = self._has_all_parts(count)
+            done = self._has_all_parts()
             if done and len(self._ledger) == 0:
                 return
             now_ns = time.monotonic_ns()
             self._settle_overdue(now_ns)
-            triggers = self._self_triggered is None and not done
-            if triggers and now_ns >= next_trigger_ns:
-                self._trigger(now_ns)
-                next_trigger_ns += takt_ns
-                if next_trigger_ns < now_ns:  # the machine slept: keep the beat from here, never in a burst
-                    next_trigger_ns = now_ns + takt_ns
-                continue
-            self._wait(next_trigger_ns if triggers else None)
+            if done:
+                self._wait(None)
+            elif (announced := self._pace.take(now_ns)) is None:
+                self._wait(self._pace.next_ns)
+            else:
+                self._open_all(announced)
+
+    def _open_all(self, announced: Announced) -> None:
+        """Open the parts that were announced; those that are lost get their verdict at once."""
+        for _ in range(announced.lost):
+            if self._has_all_parts():
+                return
+            trigger_id = self.tally.triggers + 1
+            if self._open(trigger_id, announced.at_ns):
+                self._speak_for(trigger_id, Reason.FRAME_LOST, TOO_LATE)
+        if announced.opens and not self._has_all_parts():
+            self._trigger(announced.at_ns)
 
     def _wait(self, next_trigger_ns: int | None) -> None:
         """Sleep until the next trigger or deadline, or until something changes."""
@@ -189,9 +206,9 @@ class Line:
             self._wake.wait(wait_s)
         self._wake.clear()
 
-    def _trigger(self, now_ns: int) -> None:
+    def _trigger(self, opened_ns: int) -> None:
         trigger_id = self.tally.triggers + 1
-        if not self._open(trigger_id, now_ns):
+        if not self._open(trigger_id, opened_ns):
             return
         try:
             self._camera.trigger(trigger_id)
@@ -221,7 +238,7 @@ class Line:
         """Open the parts that the camera announced; True if the frame's part, the last one, waits for its verdict."""
         opened_ns = (time.monotonic_ns() if frame is None else frame.received_ns) - camera.lag_ns
         is_open = False
-        while camera.parts > self.tally.triggers and not self._has_all_parts(self._most_parts):
+        while camera.parts > self.tally.triggers and not self._has_all_parts():
             trigger_id = self.tally.triggers + 1
             is_open = self._open(trigger_id, opened_ns)
             if frame is None or frame.trigger_id != trigger_id:
@@ -346,7 +363,7 @@ class Line:
             self.hold(Reason.HALTED, f"the output cannot be driven: {error}")
 
     def _hand_over(self) -> None:
-        while (batch := self._next_settled()) is not None:
+        while (batch := next_batch(self._settled, POLL_S, MOST_AT_ONCE)) is not None:
             for settled in batch:
                 self.tally.count(settled.verdict)
             try:
@@ -362,22 +379,6 @@ class Line:
                 self._on_round(self.heartbeat_ns)
             except Exception:
                 log.exception("those who watch over the line could not be told")
-
-    def _next_settled(self) -> list[Settled] | None:
-        """Return the next verdict and those that came meanwhile; none where none comes soon, None at the end."""
-        batch: list[Settled] = []
-        try:
-            item = self._settled.get(timeout=POLL_S)
-        except queue.Empty:
-            return batch
-        while item is not None:
-            batch.append(item)
-            if len(batch) == MOST_AT_ONCE or self._settled.empty():
-                return batch
-            item = self._settled.get()
-        if batch:
-            self._settled.put(None)  # the end comes next
-        return batch or None
 
     def _note_camera(self, fault: str | None) -> None:
         """Log the camera's state when it changes."""

@@ -28,7 +28,7 @@ from agent.cameras.trigger_plc import COUNTER_WRAP
 from agent.config import read_station
 from agent.errors import CameraError
 from agent.line.beat import Beat
-from agent.line.paced import PacedLine
+from agent.line.loop import Line
 from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import SettingsError
@@ -270,8 +270,8 @@ def run_line(announce, count=None, **line):
     """Return the verdicts of a line whose parts `announce(source, line)` announces, in a thread of its own."""
     settled, scripted = [], Scripted()
     camera = SimulatedCamera(SimulatedLine(LineSettings(width_px=64, height_px=64, **line)))
-    beat = Beat(takt_ms=100.0, deadline_ms=400.0, queue_length=4)
-    one = PacedLine(scripted, camera, Passing(), beat, settled.extend)
+    beat = Beat(takt_ms=100.0, deadline_ms=400.0, queue_length=4, source=scripted)
+    one = Line(camera, Passing(), beat, settled.extend)
 
     def act():
         wait_until(lambda: one.heartbeat_ns)
