@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.journal import fields
-from calibration.errors import MissingPackage
+from calibration.errors import MissingPackage, SettingsError
 from calibration.settings import Section
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def read_trigger(section: Section) -> TriggerSourceSettings:
 
 
 def _plc(section: Section) -> PlcSignal:
-    return PlcSignal(
+    plc = PlcSignal(
         host=section.text("host"),
         port=section.whole("port", 502, minimum=1, maximum=65535),
         unit=section.whole("unit", 1, minimum=0, maximum=255),
@@ -123,6 +123,12 @@ def _plc(section: Section) -> PlcSignal:
         answer_ms=section.number("answer_ms", 100.0, minimum=5.0, maximum=10_000.0),
         within_ms=section.number("within_ms", 50.0, minimum=1.0, maximum=10_000.0),
     )
+    if plc.poll_ms >= plc.within_ms:
+        raise SettingsError(
+            f"trigger.poll_ms: {plc.poll_ms:g} found, need less than within_ms ({plc.within_ms:g}): the agent would "
+            "hear of every part too late"
+        )
+    return plc
 
 
 class Announcements:

@@ -27,6 +27,7 @@ from agent.doctor.power import governor, jetson, memory, real_time, temperature,
 from agent.doctor.recipe import judging, stored_recipes, trust
 from agent.doctor.service import clock, granted, unit, user
 from agent.doctor.software import engines, names, packages, python
+from agent.doctor.trigger import trigger
 from calibration.errors import SettingsError
 
 PROBE_TIMEOUT_S = 30.0  # the slowest one loads and proves an engine; the network's own time-outs are shorter
@@ -60,6 +61,7 @@ STATION_PROBES: Mapping[str, Callable[[Case], Iterator[Finding]]] = {
     "camera": station_camera,
     "gpu.station": station_gpu,
     "output": output,
+    "trigger": trigger,
     "folders": folders,
     "outbox": outbox,
     "audit": audit_trail,

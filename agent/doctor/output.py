@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 
 from agent.doctor.finding import Finding, fail, ok, warn
-from agent.doctor.machine import Case, version_of
-from agent.outputs.settings import GpioSettings, ModbusSettings
+from agent.doctor.machine import Case
+from agent.doctor.plant import lacking, pin
+from agent.outputs.settings import ModbusSettings
 
 CONNECT_TIMEOUT_S = 2.0
 
@@ -22,9 +22,11 @@ def output(case: Case) -> Iterator[Finding]:
     if settings.file is not None:
         yield ok("output", f"file {settings.file}: for commissioning, no gate moves")
     if settings.modbus is not None:
-        yield from _plc(settings.modbus)
+        missing = [*lacking("output", "pymodbus", "modbus")]
+        yield from missing or _plc(settings.modbus)
     if settings.gpio is not None:
-        yield from _pin(settings.gpio)
+        missing = [*lacking("output", "gpiod", "gpio")]
+        yield from missing or pin("output", settings.gpio.chip, settings.gpio.line)
     timing, takt_ms = settings.timing, case.station.beat.takt_ms
     if timing is not None and timing.pulse_ms > takt_ms:
         yield warn(
@@ -36,9 +38,6 @@ def output(case: Case) -> Iterator[Finding]:
 
 
 def _plc(settings: ModbusSettings) -> Iterator[Finding]:
-    if not version_of("pymodbus"):
-        yield _lacks("pymodbus", "modbus")
-        return
     address = f"{settings.host}:{settings.port}"
     try:
         socket.create_connection((settings.host, settings.port), timeout=CONNECT_TIMEOUT_S).close()
@@ -55,24 +54,3 @@ def _plc(settings: ModbusSettings) -> Iterator[Finding]:
             "a PLC that lets the gate rest when the heartbeat stands still",
             "set output.heartbeat_coil, and have the PLC watch it",
         )
-
-
-def _pin(settings: GpioSettings) -> Iterator[Finding]:
-    if not version_of("gpiod"):
-        yield _lacks("gpiod", "gpio")
-        return
-    if not settings.chip.is_char_device():
-        yield fail(
-            "output",
-            f"{settings.chip}: no such device",
-            "the chip that has the line",
-            "name it in output.chip (gpiodetect lists them); a unit lets it through by the drop-in of docs/output.md",
-        )
-    elif not os.access(settings.chip, os.R_OK | os.W_OK):
-        yield fail("output", f"{settings.chip}: not ours to use", "read and write", "give the user the chip's group")
-    else:
-        yield ok("output", f"{settings.chip} line {settings.line} not touched: gpioinfo tells whether it is free")
-
-
-def _lacks(package: str, extra: str) -> Finding:
-    return fail("output", f"{package} is not installed", package, f"pip install 'taktsight[{extra}]'")

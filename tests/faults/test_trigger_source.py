@@ -380,6 +380,10 @@ def test_a_station_gives_each_part_that_the_plc_counts_one_verdict(conveyor, tmp
         ("{kind: modbus, host: plc, signal: level, address: 1}", r"trigger\.signal: 'level' found, need one of input"),
         ("{kind: gpio, line: 1, host: plc}", r"trigger\.host: unknown key"),
         ("{kind: encoder}", r"trigger\.kind: 'encoder' found, need one of modbus, gpio"),
+        (
+            "{kind: modbus, host: plc, signal: counter, address: 1, poll_ms: 60}",
+            r"trigger\.poll_ms: 60 found, need less than within_ms \(50\)",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_its_key(tmp_path, trigger, told):

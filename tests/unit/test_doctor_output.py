@@ -51,7 +51,7 @@ def test_a_chip_that_is_not_there_or_is_a_file_fails(found, tmp_path):
 
 
 def test_a_package_that_is_not_installed_fails_and_is_named(found, monkeypatch):
-    monkeypatch.setattr("agent.doctor.output.version_of", lambda _: None)
+    monkeypatch.setattr("agent.doctor.plant.version_of", lambda _: None)
     assert only(found("kind: gpio, line: 3"), "output").action == "pip install 'taktsight[gpio]'"
     assert only(found("kind: modbus, host: plc, coil: 1"), "output").action == "pip install 'taktsight[modbus]'"
 
