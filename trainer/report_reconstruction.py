@@ -19,11 +19,14 @@ from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
 from calibration.chart import number, round_numbers
+from trainer.catalogue import Ignoring
 from trainer.errors import TrainingError
 from trainer.figures import Bar, Tick, jpeg_uri
 from trainer.label_limits import fitted_normal, normal_intersection
 from trainer.metrics import GOOD, ScoredImage
 from trainer.report_shares import ShareCurve, share_curves
+from trainer.tiling import Tiled, Tiles, cut, join
+from trainer.zoning import Zoned
 
 MOST_STRIPS, MOST_OF_A_TYPE, MOST_GOOD = 10, 2, 3
 PANEL_PX = 224
@@ -108,14 +111,27 @@ def insight(module: nn.Module | None, images: Sequence[ScoredImage], threshold: 
 
 
 class _Opened:
-    """A trained detector, looked into: with or without an ignore mask before it, with or without a reconstructor."""
+    """A trained detector, looked into: under zones, behind an ignore mask, in tiles, with a reconstructor or not."""
 
     def __init__(self, module: nn.Module) -> None:
         self.before: nn.Module = nn.Identity()
+        self.tiles: Tiles | None = None
         self.inner = module
-        if isinstance(module, nn.Sequential) and not hasattr(module, "reconstructor") and len(module) == 2:
-            self.before, self.inner = module[0], module[1]
+        while (opened := self._next(self.inner)) is not None:
+            self.inner = opened
         self.reconstructor = getattr(self.inner, "reconstructor", None)
+
+    def _next(self, module: nn.Module) -> nn.Module | None:
+        """Return what is inside of a module, None for the detector itself; note what stands before it."""
+        if isinstance(module, Zoned):
+            return module.detector
+        if isinstance(module, Tiled):
+            self.tiles = module.tiles
+            return module.detector
+        if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[0], Ignoring):
+            self.before = module[0]
+            return module[1]
+        return None
 
     def strips(self, images: Sequence[ScoredImage]) -> tuple[ReconstructionStrip, ...]:
         if self.reconstructor is None:
@@ -128,8 +144,8 @@ class _Opened:
             return ()
         found: dict[str, list[Tensor]] = {}
         for image in chosen:
-            for title, vector in self._vectors(batch_of(image)).items():
-                found.setdefault(title, []).append(vector.flatten(1))
+            for title, vector in self._vectors(image).items():
+                found.setdefault(title, []).append(vector.reshape(1, -1))
         labels = [image.label for image in chosen]
         return tuple(scatter(title, torch.cat(vectors).numpy(), labels) for title, vectors in found.items())
 
@@ -149,24 +165,38 @@ class _Opened:
         if seen is None or decode is None:
             return ""
         assert self.reconstructor is not None
-        latent = self.reconstructor(self.before(batch_of(seen)))[1]
+        latent = self._rebuilt(self._photo(seen))[1]  # of one tile, where there are several
         chance = torch.Generator().manual_seed(0)
         drawn = torch.randn(ROWS, GRID, 1, latent.shape[1], generator=chance)
         rows = [np.concatenate([_picture(decode(z), SMALL_PX) for z in row], axis=1) for row in drawn]
         return jpeg_uri(np.concatenate(rows))
 
     def _strip(self, image: ScoredImage) -> ReconstructionStrip:
-        photo = self.before(batch_of(image))
-        assert self.reconstructor is not None
-        rebuilt = self.reconstructor(photo)[0].expand_as(photo)
+        photo = self._photo(image)
+        rebuilt = self._whole(self._rebuilt(photo)[0].expand_as(photo))
+        photo = self._whole(photo)
         panels = (_picture(photo), _picture(rebuilt), blend(photo, rebuilt))
         return ReconstructionStrip(image.name, image.label, *(jpeg_uri(panel) for panel in panels))
 
-    def _vectors(self, batch: Tensor) -> dict[str, Tensor]:
-        """Return the vectors of one part by what they are."""
-        photo = self.before(batch)
+    def _photo(self, image: ScoredImage) -> Tensor:
+        """Return one part as the detector sees it: (1, C, h, w), or its tiles (T, C, h, w)."""
+        photo: Tensor = self.before(batch_of(image))
+        return photo if self.tiles is None else cut(photo, self.tiles)
+
+    def _whole(self, pictures: Tensor) -> Tensor:
+        """Return the picture of a part (1, C, H, W) of that of its tiles."""
+        return pictures if self.tiles is None else join(pictures.split(1), self.tiles)
+
+    def _rebuilt(self, photo: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.reconstructor is not None
+        rebuilt, latent = self.reconstructor(photo)
+        return rebuilt, latent
+
+    def _vectors(self, image: ScoredImage) -> dict[str, Tensor]:
+        """Return the vectors of one part by what they are; those of its tiles are one vector."""
+        photo = self._photo(image)
         if self.reconstructor is not None:
-            rebuilt, latent = self.reconstructor(photo)
+            rebuilt, latent = self._rebuilt(photo)
             vectors = {"latent vectors of the reconstructor": latent}
             if hasattr(self.inner.scorer, "embedded"):
                 vectors["vectors that the score rests on"] = self.inner.scorer.embedded(photo, rebuilt)
@@ -179,9 +209,10 @@ class _Opened:
         assert self.reconstructor is not None
         decode = _decoder(self.reconstructor)
         assert decode is not None
-        ends = [self.reconstructor(self.before(batch_of(image)))[1] for image in (first, last)]
+        start, end = (self._rebuilt(self._photo(image))[1] for image in (first, last))
         steps = torch.linspace(0.0, 1.0, GRID)
-        return np.concatenate([_picture(decode(ends[0] * (1 - t) + ends[1] * t), SMALL_PX) for t in steps], axis=1)
+        pictures = (self._whole(decode(start * (1 - t) + end * t)) for t in steps)
+        return np.concatenate([_picture(picture, SMALL_PX) for picture in pictures], axis=1)
 
 
 def _decoder(network: nn.Module):

@@ -195,7 +195,7 @@ def cut(images: Tensor, tiles: Tiles) -> Tensor:
 
 
 def join(maps: Sequence[Tensor], tiles: Tiles) -> Tensor:
-    """Return one map (N, 1, H', W') of T maps (N, 1, h', w'): an overlap is shared half and half.
+    """Return one map (N, C, H', W') of T maps (N, C, h', w'): an overlap is shared half and half.
 
     Cells that do not divide the overlap are repeated until they do.
     """

@@ -13,11 +13,14 @@ import torch
 from pages import Page
 from torch import Tensor, nn
 
+from calibration.zones import Zones
 from trainer.catalogue import Ignoring, Reconstruction
 from trainer.label_limits import normal_intersection
 from trainer.metrics import ScoredImage, evaluate
 from trainer.report import ReportFacts, render_report
 from trainer.report_reconstruction import blend, insight, normals_chart, scatter, shown
+from trainer.tiling import Tiled, Tiles
+from trainer.zoning import Zoned
 
 SIDE = 32
 
@@ -25,11 +28,15 @@ SIDE = 32
 class Flat(nn.Module):
     """A reconstructor that answers every part with mid gray; its latent is the mean of each quarter."""
 
+    def __init__(self, side: int = SIDE) -> None:
+        super().__init__()
+        self.side = side
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(image, 0.5), nn.functional.adaptive_avg_pool2d(image, 2).flatten(1)
 
     def pictures(self, latent: Tensor) -> Tensor:
-        return nn.functional.interpolate(latent.reshape(-1, 1, 2, 2), (SIDE, SIDE), mode="nearest")
+        return nn.functional.interpolate(latent.reshape(-1, 1, 2, 2), (self.side, self.side), mode="nearest")
 
 
 class Difference(nn.Module):
@@ -41,15 +48,18 @@ class Difference(nn.Module):
         return (image - reconstruction).flatten(1)[:, :16]
 
 
-def part(label: str, number: int, score: float, value: float = 0.5) -> ScoredImage:
-    view = np.full((SIDE, SIDE), value, np.float32)
-    view[: SIDE // 2] += 0.01 * number
+def part(
+    label: str, number: int, score: float, value: float = 0.5, shape: tuple[int, int] = (SIDE, SIDE)
+) -> ScoredImage:
+    view = np.full(shape, value, np.float32)
+    view[: shape[0] // 2] += 0.01 * number
     return ScoredImage(f"{label}/{number}", label, score, view=view)
 
 
-def line() -> list[ScoredImage]:
-    good = [part("good", n, 1.0 + 0.1 * n) for n in range(10)]
-    return [*good, *[part("crack", n, 4.0 + 0.3 * n, 0.2) for n in range(6)], part("stain", 0, 3.0, 0.8)]
+def line(shape: tuple[int, int] = (SIDE, SIDE)) -> list[ScoredImage]:
+    good = [part("good", n, 1.0 + 0.1 * n, shape=shape) for n in range(10)]
+    cracks = [part("crack", n, 4.0 + 0.3 * n, 0.2, shape) for n in range(6)]
+    return [*good, *cracks, part("stain", 0, 3.0, 0.8, shape)]
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -93,6 +103,37 @@ def test_the_reconstruction_is_that_of_the_network(ignoring: bool):
     made = decoded(found.generated)
     assert made.shape == between.shape
     assert made.std() > 20  # sixteen latents, none like the other
+
+
+def in_tiles(module: nn.Module) -> nn.Module:
+    """Two tiles of 96 px side by side that share 32 px."""
+    cells = torch.zeros(1, 1, 12, 20)
+    return Tiled(module, Tiles(2, 1, 96, 96), (cells, cells + 1.0), nn.Identity(), cells + 1.0)
+
+
+def under_zones(module: nn.Module) -> nn.Module:
+    everywhere = np.zeros((12, 20), np.uint8)
+    ones = torch.ones(1, 1, 12, 20)
+    return Zoned(module, Zones(("elsewhere",), everywhere, 1.0, 0.0), ones, ones, torch.ones(4))
+
+
+def test_tiles_are_rebuilt_one_by_one_and_shown_as_one_part_also_under_zones_and_an_ignore_mask():
+    blind = Ignoring(torch.ones(96, 160), torch.zeros(1, 96, 160))
+    module = under_zones(nn.Sequential(blind, in_tiles(Reconstruction(Flat(96), Difference()))))
+    found = insight(module, line((96, 160)), 2.5)
+    for panel in (found.strips[0].photo, found.strips[0].reconstruction, found.strips[0].blend):
+        height, width = decoded(panel).shape[:2]
+        assert width / height == pytest.approx(160 / 96, rel=0.02)
+    assert decoded(found.strips[0].reconstruction).mean() == pytest.approx(127.5, abs=2)
+    assert decoded(found.strips[0].photo).mean() == pytest.approx(0.225 * 255, abs=4)  # a crack of 0.2 and 0.25
+    assert [one.title for one in found.scatters] == [
+        "latent vectors of the reconstructor",
+        "vectors that the score rests on",
+    ]
+    assert decoded(found.interpolation).shape[1] / decoded(found.interpolation).shape[0] == pytest.approx(
+        8 * 160 / (2 * 96), rel=0.05
+    )
+    assert decoded(found.generated).shape[1] == 8 * 112  # tiles: latents of several would not fit together
 
 
 def test_a_detector_without_a_reconstructor_has_neither_strips_nor_interpolation():
