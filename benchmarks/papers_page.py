@@ -141,8 +141,8 @@ TARGETS: dict[str, Callable[[dict], tuple[str, str]]] = {
 }
 LITTLE_LEARNT = (
     "the generator has learnt from three fifths of 70 images in 8 minutes at most; its codes of wood with a defect "
-    "resemble those of other wood. On a network of 2 minutes, codes of the encoder, of 16, 64 and 200 steps of Adam and "
-    "of 16 and 64 of plain gradient descent (the paper's) had AUROC 0.58 to 0.80 and ratios of 2.0 to 2.8"
+    "resemble those of other wood. On a network of 2 minutes, codes of the encoder, of 16, 64 and 200 steps of Adam "
+    "and of 16 and 64 of plain gradient descent (the paper's) had AUROC 0.58 to 0.80 and ratios of 2.0 to 2.8"
 )
 WHY = {
     "001: Fréchet distance defect / good at least 10, wood": LITTLE_LEARNT,
@@ -150,8 +150,8 @@ WHY = {
         LITTLE_LEARNT + "; the others rest on features of ImageNet, which know wood"
     ),
     "001: the GAN method has the best accuracy, solar_mono": (
-        "second to GMM, which rests on features of ImageNet. Counted in the codes' own units, not in deviations of good "
-        "ones, the accuracy was 0.75 (71 epochs)"
+        "second to GMM, which rests on features of ImageNet. With codes in their own units instead of deviations of "
+        "good ones the accuracy was 0.75 (71 epochs)"
     ),
     "002: the hybrid beats all four baselines on bottle": (
         "`deep_knn` with lite0 at 256 px ranks all 83 test images rightly, which leaves nothing to beat; the paper's, "
