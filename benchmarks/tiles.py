@@ -1,10 +1,12 @@
 """Small faults on large parts: are faults of 10 px found, and at what cost, in one small view, one large, or tiles?
 
     python benchmarks/tiles.py --data ../shared/data --category ball_screw --layouts 256x256 704x256 t3x1
+    python benchmarks/tiles.py --category simulated --layouts 256x256 960x768 t5x4
 
 A layout is WIDTHxHEIGHT of one view, or tCOLUMNSxROWS tiles of 256 x 256. Every good test image is judged as it is and
 with one drawn fault of 10 px (of the image): a soft disc, a piece of another image, a short line. Learnt from evenly
-spaced good images, judged in torch; times are CPU time of one thread, without registration.
+spaced good images, judged in torch; times are CPU time of one thread, without registration. "simulated": flanges of
+the simulated line at 1600 x 1280 px, 2 megapixels, that lie still.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +29,15 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from agent.simulation.line import LineSettings, SimulatedLine
 from calibration.images import read_image
 from trainer.catalogue import method
-from trainer.data import Item, read_dataset
+from trainer.data import GOOD, Item, read_dataset
 from trainer.learning import Learned, Material, Options
 from trainer.tiling import Tiles, tiled
 
 FAULT_PX = 10
+SIMULATED, SIMULATED_PX = "simulated", (1600, 1280)
 TILE = 256
 FOLDS = 5
 
@@ -44,9 +49,7 @@ def main() -> None:
     asked = _arguments()
     torch.set_num_threads(1)
     print(describe(), file=sys.stderr)
-    dataset = read_dataset(asked.data / asked.category)
-    good = _pictures(dataset.good, asked.good)
-    fresh = _pictures([item for item in dataset.test if item.label == "good"], asked.test)
+    good, fresh = _simulated(asked) if asked.category == SIMULATED else _read(asked)
     generator = np.random.default_rng(0)
     faulty = [with_fault(part, fresh[number - 1], generator) for number, part in enumerate(fresh)]
     writer = None
@@ -132,6 +135,24 @@ def _tiles(layout: str) -> Tiles | None:
     return Tiles(columns, rows, TILE, TILE)
 
 
+def _read(asked: argparse.Namespace) -> tuple[list[Picture], list[Picture]]:
+    """Return the good images to learn from, and those to judge."""
+    dataset = read_dataset(asked.data / asked.category)
+    fresh = [item for item in dataset.test if item.label == GOOD]
+    return _pictures(dataset.good, asked.good), _pictures(fresh, asked.test)
+
+
+def _simulated(asked: argparse.Namespace) -> tuple[list[Picture], list[Picture]]:
+    width, height = SIMULATED_PX
+    settings = LineSettings(width_px=width, height_px=height, shift_px=0.0, angle_deg=0.0)
+    found = []
+    for lot, count in ((settings, asked.good), (replace(settings, lot=1), asked.test)):
+        line = SimulatedLine(lot)
+        pixels = (line.render(line.plan(number))[0] for number in range(1, count + 1))
+        found.append([each[:, :, None].astype(np.float32) / np.float32(255) for each in pixels])
+    return found[0], found[1]
+
+
 def _pictures(items: Sequence[Item], most: int) -> list[Picture]:
     chosen = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
     found = [read_image(items[index].file) for index in chosen]
@@ -146,7 +167,7 @@ def _batch(parts: Sequence[Picture], height: int, width: int) -> torch.Tensor:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder of categories; not for simulated")
     parser.add_argument("--category", default="ball_screw")
     parser.add_argument("--detector", default="patch_memory")
     parser.add_argument("--layouts", nargs="+", default=["256x256", "704x256", "t3x1"])
