@@ -13,7 +13,7 @@ from calibration.errors import CalibrationError
 CONFIDENCE = 0.95
 SD_PER_MEDIAN_DISTANCE = 1.4826  # of a normal distribution
 MOST_STRANGERS = 0.1  # share of a set of good parts that may be none
-BY_CHANCE = 0.01  # share of sets of nothing but good parts that lose some
+BY_CHANCE = 0.05  # share of sets of nothing but good parts that lose some
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
     good_scores: (n,); 10 % of them at most are returned, rounded up. The tail of good scores is taken to fall as an
     exponential one, or faster: then rank times distance to the next lower score is alike for all ranks, and one of the
-    highest 10 % that is too large beside those from there to the median is no chance (F test, 1 % over all ranks
+    highest 10 % that is too large beside those from there to the median is no chance (F test, 5 % over all ranks
     together). All above the largest are strangers; what is left is tried again, its highest being of rank 1, since
     strangers above would make every gap of a good part count as many times as they are. A heavier tail loses good parts
     more often.

@@ -90,11 +90,11 @@ def test_parts_that_were_set_aside_count_as_good_parts_rejected():
 
 
 @pytest.mark.parametrize("n_good", [10, 20, 70, 250, 1000])
-def test_an_exponential_tail_loses_good_parts_in_one_set_of_a_hundred(n_good):
+def test_an_exponential_tail_loses_good_parts_in_five_sets_of_a_hundred(n_good):
     generator = np.random.default_rng(22)
     trials = 2000
     lost = sum(len(strangers(generator.exponential(size=n_good))) > 0 for _ in range(trials))
-    assert lost / trials == pytest.approx(0.01, abs=0.01)
+    assert lost / trials == pytest.approx(0.045, abs=0.02)
 
 
 @pytest.mark.parametrize(
