@@ -24,10 +24,12 @@ from agent.between.control import Asking, pair
 from agent.between.handover import Handover, Wanted
 from agent.between.record import Charge
 from agent.between.ring import Ring
+from agent.cameras.trigger import Announced
 from agent.config import read_station
 from agent.errors import CameraError, CommandError, EndOfFrames, OutboxFull, OutputError
 from agent.line.beat import Beat, Observer
 from agent.line.loop import Line
+from agent.line.pace import ByCamera
 from agent.outbox.outbox import MemoryOutbox
 from agent.publishing.messages import Origin, line_action
 from agent.publishing.publication import Hello, Publication
@@ -66,21 +68,35 @@ class Clock:
         return self.monotonic_ns() / 1e9
 
 
+class OnCommand(ByCamera):
+    """Gives a part when it was told to."""
+
+    is_due = False
+
+    def take(self, now_ns: int) -> Announced | None:
+        is_due, self.is_due = self.is_due, False
+        return Announced(now_ns) if is_due else None
+
+
 class Steps(Line):
-    """A line whose threads go one round when they are told to."""
+    """A line whose threads go one round when they are told to, and whose parts come when they are told to."""
 
     rounds = 0
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self._pace = self.pace = OnCommand()
 
     def _comes_round(self, thread: str) -> bool:
         super()._comes_round(thread)
         self.rounds -= thread != "delivery"
         return self.rounds >= 0
 
-    def step(self, work: str, *arguments: object) -> None:
+    def step(self, work: str) -> None:
         """Let one thread go one round."""
         outer, self.rounds = self.rounds, 1
         try:
-            getattr(self, work)(*arguments)
+            getattr(self, work)()
         finally:
             self.rounds = outer
 
@@ -212,10 +228,11 @@ class World:
         getattr(self, what)(number)
 
     def part(self, _: int) -> None:
-        self.line.step("_keep_the_beat", None)
+        self.line.pace.is_due = True
+        self.line.step("_keep_the_beat")
 
     def clock_thread(self, _: int) -> None:
-        self.line.step("_keep_the_beat", 0)
+        self.line.step("_keep_the_beat")
 
     def pass_time(self, number: int) -> None:
         self.clock.now_ns += number % 11 * MS
