@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from agent.cameras.trigger import Announced, TriggerSource
 from agent.line.beat import Beat
 
 
-class Pace(Protocol):
-    """Says when to trigger the camera; asked by the line's clock, again and again."""
+class Pace:
+    """Says when to trigger the camera; asked by the line's clock, again and again.
 
-    next_ns: int | None  # when to ask again at the latest, time.monotonic_ns(); None: `wake` says so, or nobody
+    This one says never: the camera triggers itself, and its frames announce the parts.
+    """
+
+    next_ns: int | None = None  # when to ask again at the latest, time.monotonic_ns(); None: `wake` says so, or nobody
 
     def start(self, wake: Callable[[], object]) -> None:
         """Begin; wake is called when there is something to take. Raises CameraError if the signal cannot be had."""
@@ -21,15 +23,16 @@ class Pace(Protocol):
     def stop(self) -> None:
         """Announce nothing more; never raises."""
 
-    def take(self, now_ns: int) -> Announced | None:
+    def take(self, now_ns: int) -> Announced | None:  # noqa: ARG002 - for those that count time
         """Return what has come and was not taken yet; None while nothing has."""
+        return None
 
 
 def pace_of(beat: Beat) -> Pace:
     """Return what gives this line its parts."""
     if beat.source is not None:
         return Signalled(beat.source)
-    return ByCamera() if beat.by_camera else OnTheBeat(round(beat.takt_ms * 1e6))
+    return Pace() if beat.by_camera else OnTheBeat(round(beat.takt_ms * 1e6))
 
 
 @contextmanager
@@ -42,23 +45,7 @@ def running(pace: Pace, wake: Callable[[], object]) -> Iterator[None]:
         pace.stop()
 
 
-class ByCamera:
-    """Never: the camera triggers itself, and its frames announce the parts."""
-
-    next_ns: int | None = None
-
-    def start(self, wake: Callable[[], object]) -> None:
-        """Do nothing."""
-
-    def stop(self) -> None:
-        """Do nothing."""
-
-    def take(self, now_ns: int) -> Announced | None:  # noqa: ARG002 - it never comes
-        """Return None."""
-        return None
-
-
-class OnTheBeat(ByCamera):
+class OnTheBeat(Pace):
     """Every takt, from the first question on."""
 
     def __init__(self, takt_ns: int) -> None:
@@ -75,10 +62,8 @@ class OnTheBeat(ByCamera):
         return Announced(now_ns)
 
 
-class Signalled:
+class Signalled(Pace):
     """When a PLC or a pin says so."""
-
-    next_ns: int | None = None
 
     def __init__(self, source: TriggerSource) -> None:
         self._source = source

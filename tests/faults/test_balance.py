@@ -29,7 +29,7 @@ from agent.config import read_station
 from agent.errors import CameraError, CommandError, EndOfFrames, OutboxFull, OutputError
 from agent.line.beat import Beat, Observer
 from agent.line.loop import Line
-from agent.line.pace import ByCamera
+from agent.line.pace import Pace
 from agent.outbox.outbox import MemoryOutbox
 from agent.publishing.messages import Origin, line_action
 from agent.publishing.publication import Hello, Publication
@@ -68,7 +68,7 @@ class Clock:
         return self.monotonic_ns() / 1e9
 
 
-class OnCommand(ByCamera):
+class OnCommand(Pace):
     """Gives a part when it was told to."""
 
     is_due = False
