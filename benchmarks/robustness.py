@@ -112,7 +112,7 @@ def measured(case: Case, dataset: Dataset) -> Row:
     found = {learn[stranger.index].name for stranger in left_out}
     kept_threshold = fitted_thresholds(rounds[0], FALSE_REJECT_RATE)[0].score
     kept_scores = scores_of(rounds[0], test, dataset)
-    scores = scores_of(learned, test, dataset)
+    scores = scores_of(learned, test, dataset) if left_out else kept_scores
     defective = np.array([item.label != GOOD for item in test])
     thresholds, _ = fitted_thresholds(learned, FALSE_REJECT_RATE, left_out=len(found))
     rejected = scores > thresholds.score

@@ -174,7 +174,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--good", type=int, default=30)
     parser.add_argument("--test", type=int, default=40)
     parser.add_argument("--entries", type=int, default=500)
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.data is None and asked.category != SIMULATED:
+        parser.error(f"--data is missing: give the folder that holds {asked.category}")
+    return asked
 
 
 if __name__ == "__main__":

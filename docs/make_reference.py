@@ -165,7 +165,7 @@ WORDS = {
     "trigger.unit": "Modbus unit of the PLC",
     "trigger.signal": "`input`, `coil`: its rising edge is a part; `counter`: each step of a holding register",
     "trigger.address": "of the signal on the wire, from 0",
-    "trigger.poll_ms": "between two questions to the PLC",
+    "trigger.poll_ms": "between two questions to the PLC; less than `within_ms`",
     "trigger.answer_ms": "within which the PLC must answer",
     "trigger.within_ms": "a part that may have come longer ago is `frame_lost`, it is not pictured elsewhere",
     "trigger.chip": "of the pin",

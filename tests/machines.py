@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,3 +61,13 @@ def only(findings: Iterable[Finding], name: str) -> Finding:
     """Return the one finding of this name."""
     (found,) = [finding for finding in findings if finding.name == name]
     return found
+
+
+def looking(folder: Path, probe: Callable[[Case], Iterable[Finding]], key: str) -> Callable[[str], list[Finding]]:
+    """Return a function that has a probe look at a station with this block under `key`; none where it is empty."""
+
+    def look(block: str) -> list[Finding]:
+        settings = f"{key}: {{{block}}}" if block else ""
+        return list(probe(case_at(folder, machine_at(folder / "root"), settings)))
+
+    return look

@@ -4,7 +4,8 @@ A graph for the line cannot hold automatic differentiation. The gradient of a ge
 needs no gradients of weights: per layer it is one transposed operation. Rectifiers open over a small width of their
 input instead of at one point (`trainer.rounded`): a unit that turns would send sixteen steps of a search another way in
 every engine, by up to 200 times the rounding that turned it (the sign in the L1 of `laplacian` added to that, to 855
-times; 3 times are left, and the search ends at the same loss: a dcgan of wood at 128 px, 16 images).
+times; 3 times are left, and the search ends at the same loss: a dcgan of wood at 128 px, 16 images, by a script that is
+not kept; `tests/unit/test_inversion.py` holds it below 5 on networks of chance).
 """
 
 from __future__ import annotations
@@ -37,11 +38,7 @@ class Chain(nn.Module):
     def gradient(self, values: list[Tensor], gradient: Tensor) -> Tensor:
         """Return the gradient by the input. values: of `forward`; gradient: by the answer, of its shape."""
         for layer, before, after in zip(reversed(self.layers), values[-2::-1], values[:0:-1], strict=True):
-            if isinstance(layer, nn.ReLU | nn.LeakyReLU):
-                least = getattr(layer, "negative_slope", 0.0)
-                gradient = gradient * (least + (1.0 - least) * opened(before, self.kink))
-            else:
-                gradient = _by_input(layer, before, after, gradient)
+            gradient = _by_input(layer, (before, after), gradient, self.kink)
         return gradient
 
 
@@ -57,9 +54,10 @@ def _folded(layers: nn.Sequential) -> list[nn.Module]:
 
 
 def _by_input(  # noqa: PLR0911 - one for each kind of layer
-    layer: nn.Module, before: Tensor, after: Tensor, gradient: Tensor
+    layer: nn.Module, values: tuple[Tensor, Tensor], gradient: Tensor, kink: float
 ) -> Tensor:
-    """Return the gradient by a layer's input, from that by its output. before, after: what it was given and gave."""
+    """Return the gradient by a layer's input, from that by its output. values: what it was given and gave."""
+    before, after = values
     match layer:
         case nn.Linear():
             return gradient @ layer.weight
@@ -72,6 +70,9 @@ def _by_input(  # noqa: PLR0911 - one for each kind of layer
         case nn.BatchNorm2d():
             scale = layer.weight * torch.rsqrt(layer.running_var + layer.eps)
             return gradient * scale[:, None, None]
+        case nn.ReLU() | nn.LeakyReLU():
+            least = getattr(layer, "negative_slope", 0.0)
+            return gradient * (least + (1.0 - least) * opened(before, kink))
         case nn.Tanh():
             return gradient * (1.0 - after * after)
         case nn.Flatten() | nn.Unflatten():

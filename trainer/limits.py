@@ -15,6 +15,7 @@ from calibration.thresholds import (
     rate_upper_bound,
     reject_threshold,
     smallest_rate,
+    strangers,
 )
 from trainer.data import Item
 from trainer.errors import TrainingError
@@ -70,15 +71,16 @@ def fitted_thresholds(learned: Learned, false_reject_rate: float, *, left_out: i
 def suspicious_notes(good_scores: NDArray[np.float64], names: Sequence[str]) -> list[str]:
     """Return a note naming good images that stand apart: one defective part among them lifts the threshold.
 
-    Apart: at most 5 % of the images, the lowest of them with 1.5 times the score of the next. A long tail without such
-    a gap is a product's own variation.
+    Apart: strangers that were not left out, or at most 5 % of the images, the lowest of them with 1.5 times the score
+    of the next. A long tail without such a gap is a product's own variation.
     """
     order = np.argsort(-good_scores, kind="stable")
     scores = good_scores[order]
     gaps = [rank for rank in range(1, max(2, len(scores) // 20 + 1)) if scores[rank - 1] > STANDS_APART * scores[rank]]
-    if not gaps:
+    count = max([*gaps, len(strangers(good_scores))])
+    if count == 0:
         return []
-    apart = [names[index] for index in order[: max(gaps)]]
+    apart = [names[index] for index in order[:count]]
     return [
         f"good images whose scores stand apart from the others ({len(apart)}): {', '.join(apart[:NAMED])}. See the "
         "report: a defective part among the good ones lifts the threshold: take it out and fit again"

@@ -39,10 +39,10 @@ def learn_without_strangers(
     """
     kept = np.arange(count)
     left_out: list[Stranger] = []
+    most = min(math.ceil(MOST_STRANGERS * count), count - fewest)
     learned = learn(kept)
     for _ in range(rounds - 1):
         found = strangers(learned.good_scores)
-        most = min(math.ceil(MOST_STRANGERS * count), count - fewest)
         if len(found) == 0 or len(left_out) + len(found) > most:
             break
         places = learned.held_out[found]

@@ -35,7 +35,8 @@ def _plc(settings: TriggerSourceSettings, plc: PlcSignal) -> Iterator[Finding]:
     try:
         source.start(lambda: None)
     except CameraError as error:
-        yield fail("trigger", str(error), "a PLC that tells the signal", "mend it as it says: see docs/camera.md")
+        told = str(error).removeprefix("trigger: ")
+        yield fail("trigger", told, "a PLC that tells the signal", "as it says: see docs/camera.md")
         return
     answer_ms = 1e3 * (time.monotonic() - started)
     source.stop()

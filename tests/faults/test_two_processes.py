@@ -128,7 +128,7 @@ def test_parts_under_way_when_the_inspect_process_is_killed_get_their_no_verdict
         wait_until(lambda before=before: len(station.verdicts()) > before + 5, 30)
         station.agent.kill()
         station.agent.start()
-    wait_until(lambda: len({run for run, _, _ in station.verdicts()}) == 4, 90)
+    wait_until(lambda: len({run for run, _, _ in station.verdicts()}) == 4, 30)
     found = balance(station.settle())
     reasons = [message["reason"] for message in found.values()]
     assert 3 <= reasons.count("crashed") <= 12

@@ -5,18 +5,13 @@ import socket
 import pytest
 
 from agent.doctor.output import output
-from tests.machines import case_at, grades, machine_at, only
+from tests.machines import grades, looking, only
 
 
 @pytest.fixture
 def found(tmp_path):
     """Returns a function that has the doctor look at a station with this `output`."""
-
-    def look(block):
-        settings = f"output: {{{block}}}" if block else ""
-        return list(output(case_at(tmp_path, machine_at(tmp_path / "root"), settings)))
-
-    return look
+    return looking(tmp_path, output, "output")
 
 
 def test_a_station_without_an_output_and_one_with_a_file_are_fine(found):

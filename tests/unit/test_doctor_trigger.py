@@ -4,19 +4,14 @@ import pytest
 
 from agent.doctor.trigger import trigger
 from tests.broker import free_port
-from tests.machines import case_at, grades, machine_at, only
+from tests.machines import grades, looking, only
 from tests.plc import Plc
 
 
 @pytest.fixture
 def found(tmp_path):
     """Returns a function that has the doctor look at a station with this `trigger`."""
-
-    def look(block):
-        settings = f"trigger: {{{block}}}" if block else ""
-        return list(trigger(case_at(tmp_path, machine_at(tmp_path / "root"), settings)))
-
-    return look
+    return looking(tmp_path, trigger, "trigger")
 
 
 @pytest.fixture

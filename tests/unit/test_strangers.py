@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.learning import Learned
+from trainer.limits import suspicious_notes
 from trainer.strangers import Stranger, learn_without_strangers
 
 FEWEST = 5
@@ -63,3 +64,11 @@ def test_one_round_leaves_nothing_out() -> None:
     detector = Detector(100, [7], seen_at_once=1)
     _, kept, left_out = learn_without_strangers(100, detector, FEWEST, rounds=1)
     assert (len(kept), left_out, detector.learnt_from) == (100, [], [100])
+
+
+def test_strangers_that_stay_in_are_named() -> None:
+    good = 10.0 + np.random.default_rng(3).exponential(0.2, 92)
+    scores = np.concatenate([good, np.linspace(13.0, 13.7, 8)])  # far apart, but not 1.5 times as high
+    (note,) = suspicious_notes(scores, [f"{number}.png" for number in range(100)])
+    assert "stand apart from the others (8): 99.png, 98.png, 97.png" in note
+    assert suspicious_notes(good, [str(number) for number in range(92)]) == []
