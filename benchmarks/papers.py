@@ -2,11 +2,12 @@
 
     python benchmarks/papers.py --data ../shared/data --out DIR
 
-Resumable: each cell's figures are appended to DIR/papers.csv as soon as it is done, and an interrupted training goes on
-from its checkpoint. --minutes-per-fit ends every training after so long, with the network as it is then (dcgan, its
-encoder and the Siamese network are three); --quick shows that everything runs (64 px, 2 epochs, 24 images) and is worth
-nothing else. Trains on a GPU where torch finds one; what is measured runs on the CPU. Writes docs/papers.md from the
-CSV, or the file given with --page.
+Resumable: each cell's figures are appended to DIR/papers.csv as soon as it is done, and an interrupted training goes
+on from its checkpoint. Cells with the same reconstructor on the same images share its training: the fit time of all
+but the first is that of the scorer. --minutes-per-fit ends every training after so long, with the network as it is
+then (dcgan, its encoder and the Siamese network are three); --quick shows that everything runs (64 px, 2 epochs, 24
+images) and is worth nothing else. Trains on a GPU where torch finds one; what is measured runs on the CPU. Writes
+docs/papers.md from the CSV, or the file given with --page.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import argparse
 import csv
 import resource
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -137,7 +140,7 @@ def fitted(arguments: argparse.Namespace, cell: Cell, dataset: Dataset) -> tuple
     name = f"{cell.table}-{cell.category}-{cell.method}".replace(" ", "_").replace("+", "and")
     options = Options(
         seed=arguments.seed,
-        epochs=2 if arguments.quick else 200,
+        epochs=2 if arguments.quick else arguments.epochs,
         device="cuda" if torch.cuda.is_available() else "cpu",
         backbone=cell.backbone,
         weights=None if cell.backbone == "lite0" else arguments.weights / WEIGHTS[cell.backbone],
@@ -153,23 +156,50 @@ def fitted(arguments: argparse.Namespace, cell: Cell, dataset: Dataset) -> tuple
         resume=True,
         options=options,
     )
+    shared = Shared(arguments.out, cell, request)
+    request = shared.request
     ends_s = time.monotonic() + 60 * arguments.minutes_per_fit
     while True:
+        epochs = request.options.epochs
         try:
-            return fit(dataset, request, watch(ends_s, request.options.epochs)), request.options.epochs
+            return fit(dataset, request, watch(ends_s, epochs, shared.keep)), epochs
         except OutOfTimeError as over:
             print(f"   out of time after epoch {over.epochs}", flush=True)
             request = replace(request, options=replace(request.options, epochs=over.epochs))
             ends_s = time.monotonic() + 60 * arguments.minutes_per_fit  # for what is trained after it
 
 
-def watch(ends_s: float, epochs: int):
-    """Return a progress that raises OutOfTimeError after an epoch when the time is over."""
+class Shared:
+    """The training that cells with the same reconstructor share, as DIR/<training>.<epochs>.trained."""
+
+    def __init__(self, folder: Path, cell: Cell, request: FitRequest) -> None:
+        self.folder, self.training = folder, cell.training
+        self.checkpoint = request.recipe.with_name(f"{request.recipe.name}.checkpoint")
+        self.request = request
+        """As asked for, or with the epochs of the training that is there."""
+        for file in folder.glob(f"{self.training}.*.trained") if "+" in cell.detector else ():
+            if not self.checkpoint.is_file():
+                shutil.copy(file, self.checkpoint)
+            epochs = int(file.suffixes[-2].removeprefix("."))
+            self.request = replace(request, options=replace(request.options, epochs=epochs))
+
+    def keep(self, epochs: int) -> None:
+        """Put the checkpoint aside: `fit` deletes it when the recipe is written."""
+        if self.checkpoint.is_file():
+            shutil.copy(self.checkpoint, self.folder / f"{self.training}.{epochs}.trained")
+
+
+def watch(ends_s: float, epochs: int, trained: Callable[[int], None]):
+    """Return a progress that raises OutOfTimeError after an epoch when the time is over; it calls trained(epochs)."""
+    training = False
 
     def progress(what: str, done: int, total: int) -> None:
-        training = what == "generator" or ", loss " in what
+        nonlocal training
+        before, training = training, what == "generator" or ", loss " in what
         if training and total == epochs and done < total and time.monotonic() > ends_s:
             raise OutOfTimeError(done)
+        if before and not training:
+            trained(epochs)
 
     return progress
 
@@ -276,6 +306,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--categories", nargs="*", help="only these")
     parser.add_argument("--methods", nargs="*", help="only these, as the table names them")
     parser.add_argument("--minutes-per-fit", type=float, default=float("inf"))
+    parser.add_argument("--epochs", type=int, default=200, help="of every training at most  [200]")
     parser.add_argument("--size", type=int, help="px, instead of the paper's")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

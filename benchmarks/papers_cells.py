@@ -12,6 +12,8 @@ from trainer.data import GOOD, Dataset, Item
 
 TYPES = ("blowhole", "break", "crack", "fray", "uneven")  # of magnetic_tile, in the place of the paper's five
 
+SEARCH = {"inversion_loss": "laplacian", "inversion_steps": 16}  # for the codes of paper 001
+
 SHARES = (0.05, 0.1, 0.2, 0.35)  # of defective images in a batch, beside the 0.5 of the table itself
 
 
@@ -27,6 +29,12 @@ class Cell:
     backbone: str = "lite0"
     options: dict[str, Any] = field(default_factory=dict)
     labels: str = "none"  # none | threshold (normal_intersection) | half (of the test defects are learnt from)
+
+    @property
+    def training(self) -> str:
+        """Name of what its reconstructor is trained on and for: cells that share it need one training."""
+        options = "-".join(f"{name}-{value}" for name, value in sorted(self.options.items()))
+        return f"{self.table}-{self.category}-{self.detector.partition('+')[0]}-{options}"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -56,10 +64,13 @@ def cells(backbones: Sequence[str]) -> list[Cell]:
         Cell(2, category, name, detector, 128, xception if detector in ("gmm", "ocsvm", "lof") else "lite0", options)
         for category in ("solar_mono", "wood")
         for name, detector, options in (
-            ("GAN", "dcgan+latent_frechet", {"inversion_loss": "laplacian", "inversion_steps": 16}),
-            ("GMM", "gmm", {}),
-            ("one-class SVM", "ocsvm", {}),
-            ("LOF", "lof", {}),
+            ("GAN", "dcgan+latent_frechet", SEARCH),
+            ("GMM", "dcgan+gmm", SEARCH),
+            ("one-class SVM", "dcgan+ocsvm", SEARCH),
+            ("LOF", "dcgan+lof", SEARCH),
+            ("GMM, ImageNet", "gmm", {}),
+            ("one-class SVM, ImageNet", "ocsvm", {}),
+            ("LOF, ImageNet", "lof", {}),
         )
     ]
     hybrid = [

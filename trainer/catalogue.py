@@ -35,6 +35,7 @@ from trainer.scorers import (
     latent_frechet,
     latent_kde,
     map_knn,
+    one_class,
     residual,
     siamese,
     ssim,
@@ -55,6 +56,9 @@ SCORERS: dict[str, Callable[[nn.Module, Material, Tensor, Options, Progress], nn
     "anogan": anogan.fit,
     "latent_kde": latent_kde.fit,
     "latent_frechet": latent_frechet.fit,
+    "gmm": one_class.fit_gmm,
+    "ocsvm": one_class.fit_ocsvm,
+    "lof": one_class.fit_lof,
     "map_knn": map_knn.fit,
     "siamese": siamese.fit,
 }

@@ -14,12 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
 from trainer.catalogue import method
-from trainer.detectors.classic import NU, RIDGE, Mixture, OneClass, OutlierFactor, Reduced
-from trainer.detectors.deep_knn import Neighbours
 from trainer.detectors.embedding import Places
 from trainer.detectors.nearest_image import Nearest, Smaller
 from trainer.detectors.variation import LEAST_DEVIATION, Variation
 from trainer.errors import TrainingError
+from trainer.judges import NU, RIDGE, Mixture, Neighbours, OneClass, OutlierFactor, Reduced
 from trainer.learning import Material, Options
 from trainer.scorers.map_knn import MapEmbedding, cascade
 

@@ -97,7 +97,7 @@ def table_2(gan: float, ratio: float) -> list[dict]:
 
 SIAMESE = "000: Siamese"
 RATIO = "001: Fréchet distance defect / good at least 10, wood"
-ACCURACY = "001: the GAN method has the best accuracy, wood"
+ACCURACY = "001: the GAN method has the best accuracy on its codes, wood"
 HYBRID = "002: hybrid on bottle"
 
 
@@ -124,10 +124,48 @@ def test_the_best_accuracy_is_that_of_the_best_threshold(papers: ModuleType):
 
 
 def test_a_training_is_ended_after_an_epoch_when_its_minutes_are_over(papers: ModuleType):
-    papers.watch(float("inf"), 50)("vae, loss 3", 1, 50)
-    late = papers.watch(0.0, 50)
+    papers.watch(float("inf"), 50, not_yet)("vae, loss 3", 1, 50)
+    late = papers.watch(0.0, 50, not_yet)
     late("features", 10, 50)  # no epoch
     late("vae, loss 3", 50, 50)  # done anyway
     with pytest.raises(papers.OutOfTimeError) as over:
         late("vae, loss 3", 7, 50)
     assert over.value.epochs == 7
+
+
+def not_yet(epochs: int) -> None:
+    raise AssertionError(f"told of {epochs} epochs before the end")
+
+
+def test_what_follows_the_last_epoch_is_told_once(papers: ModuleType):
+    told: list[int] = []
+    watching = papers.watch(float("inf"), 50, told.append)
+    for what in ("images", "generator", "generator", "encoder, loss 3", "codes", "codes", "held-out scores"):
+        watching(what, 1, 50)
+    assert told == [50]
+
+
+def test_cells_with_the_same_reconstructor_share_its_training(papers: ModuleType, tmp_path: Path):
+    first, second, other, plain = (
+        papers.Cell(2, "wood", name, name, 128, options=options)
+        for name, options in (("dcgan+lof", {}), ("dcgan+gmm", {}), ("dcgan+ssim", {"latent": 8}), ("gmm", {}))
+    )
+
+    def shared(cell, epochs: int = 200):
+        options = papers.Options(epochs=epochs)
+        request = papers.FitRequest(tmp_path / f"{cell.method}.recipe", cell.detector, 128, 128, options=options)
+        return papers.Shared(tmp_path, cell, request)
+
+    trained = shared(first)
+    trained.keep(40)  # fit has left no checkpoint
+    assert shared(second).request.options.epochs == 200
+    trained.checkpoint.write_bytes(b"network")
+    trained.keep(40)
+    found = shared(second)
+    assert (found.request.options.epochs, found.checkpoint.read_bytes()) == (40, b"network")
+    for unlike in (other, plain):
+        assert shared(unlike).request.options.epochs == 200
+        assert not shared(unlike).checkpoint.exists()
+    found.checkpoint.write_bytes(b"further")  # one that was interrupted goes on, as far as the shared one went
+    again = shared(second)
+    assert (again.request.options.epochs, again.checkpoint.read_bytes()) == (40, b"further")

@@ -14,16 +14,22 @@ from scipy.ndimage import correlate1d
 from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
+from trainer import judges
 from trainer.catalogue import detector_names, method
 from trainer.errors import TrainingError
 from trainer.learning import Material, Options
 from trainer.reconstructors.dcgan import signed
 from trainer.reconstructors.vae import Vae, elbo_loss
-from trainer.scorers import anogan, elbo, laplacian, latent_frechet, latent_kde, residual, ssim
+from trainer.scorers import anogan, elbo, laplacian, latent_frechet, latent_kde, one_class, residual, ssim
 
 CHANCE = torch.Generator().manual_seed(0)
 KEEP = torch.ones(32, 48)
 NO_LATENT = torch.zeros(2, 1)
+
+
+@pytest.fixture(autouse=True)
+def _same_chance_for_every_test() -> None:
+    CHANCE.manual_seed(0)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -169,6 +175,36 @@ def test_an_image_is_as_odd_as_the_odder_of_error_and_code() -> None:
 def test_a_density_of_two_codes_is_refused() -> None:
     with pytest.raises(TrainingError, match="need at least 3"):
         latent_kde.fit(nn.Identity(), material(torch.rand(5, 1, 32, 32)), torch.arange(2), Options(), silent)
+
+
+class Flat(nn.Module):
+    """A reconstructor that leaves everything out; its code is the image's first numbers."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(image), image.flatten(1)[:, :6]
+
+
+@pytest.mark.parametrize(
+    ("fit", "learn_usual"),
+    [
+        (one_class.fit_gmm, judges.Mixture.of),
+        (one_class.fit_ocsvm, judges.OneClass.of),
+        (one_class.fit_lof, judges.OutlierFactor.of),
+    ],
+)
+def test_a_one_class_method_judges_the_code_alone_as_learnt_from_the_chosen_images(fit, learn_usual) -> None:
+    images, options = torch.rand(40, 1, 32, 48, generator=CHANCE), Options(neighbours=5)
+    scorer = fit(Flat(), material(images), torch.arange(30), options, silent)
+    expected = learn_usual(images[:30].flatten(1)[:, :6], options)
+    asked = torch.rand(4, 6, generator=CHANCE)
+    anomaly_map, score = scorer(images[:4], torch.zeros_like(images[:4]), asked)
+    torch.testing.assert_close(score, expected(asked))
+    torch.testing.assert_close(anomaly_map, residual.Residual(KEEP)(images[:4], torch.zeros(4, 1, 32, 48), asked)[0])
+
+
+def test_fewer_codes_than_neighbours_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"--neighbours"):
+        one_class.fit_lof(Flat(), material(torch.rand(8, 1, 32, 48)), torch.arange(8), Options(neighbours=15), silent)
 
 
 def test_the_distance_of_two_sets_is_frechets() -> None:

@@ -7,21 +7,18 @@ over the channels of (feature - mean of good parts there) / their deviation ther
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.backbones import taps
+from trainer.judges import Judging
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
 from trainer.training import enough
 
 LEVELS = (4, 5)
 FLOOR = 0.2  # share of a channel's deviation over all places that is added to each place's own
-Judging = Callable[[Tensor, Options], nn.Module]
-"""Learns from vectors (n, D) what is usual: -> module (N, D) -> score (N,)."""
 
 
 def fit_embedded(material: Material, options: Options, progress: Progress, learn: Judging) -> Learned:
@@ -101,21 +98,3 @@ class Places(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return one value per place."""
         return ((features - self.mean) * self.scale).square().mean(1, keepdim=True).sqrt()
-
-
-class Standard(nn.Module):
-    """Vectors (N, D) with every dimension brought to mean 0 and deviation 1 over the good ones (paper 002, sec. 3.2).
-
-    A dimension that is the same in all good images counts with the mean deviation of the others.
-    """
-
-    def __init__(self, vectors: Tensor) -> None:
-        super().__init__()
-        deviation = vectors.std(0, correction=0)
-        usual = deviation.mean().clamp(min=1e-6)
-        self.register_buffer("mean", vectors.mean(0))
-        self.register_buffer("scale", 1.0 / torch.where(deviation > 1e-3 * usual, deviation, usual))
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Return vectors of the same shape."""
-        return (vectors - self.mean) * self.scale

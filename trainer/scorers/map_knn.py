@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.backbones import taps
-from trainer.detectors.deep_knn import Neighbours
+from trainer.judges import Neighbours
 from trainer.learning import Material, Options, Progress, in_chunks
 from trainer.scorers.residual import blurred
 
