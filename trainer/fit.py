@@ -42,6 +42,7 @@ from trainer.limits import (
 from trainer.proof import exported, selftest
 from trainer.strangers import ROUNDS, learn_without_strangers
 from trainer.tiling import Tiles, tiled, tiles_for
+from trainer.training import forget
 from trainer.zoning import zoned, zones_of
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
             "half_precision": half.facts(),
         },
     )
-    material.checkpoint.unlink(missing_ok=True)
+    forget(material.checkpoint)
     return FitResult(
         recipe=recipe,
         parity=parity,
@@ -193,12 +194,13 @@ def _learned(
     progress: Progress,
 ) -> tuple[Learned, _PreparedSet, tuple[Suspect, ...]]:
     """Return what was learnt, the images that it was learnt from, and those that no good part scores like."""
+    if not request.resume:
+        forget(material_of(whole).checkpoint)
 
     def learn(kept: NDArray[np.int64]) -> Learned:
         material = material_of(whole.of(kept))
-        if len(kept) < len(whole.items):  # again, without the suspects
-            material.checkpoint.unlink(missing_ok=True)
-            material = replace(material, resume=False)
+        if len(kept) < len(whole.items):  # again, without the suspects: resumed by itself
+            material = replace(material, checkpoint=Path(f"{material.checkpoint}-{len(kept)}"))
         return _trained(train, material, request.options, progress)
 
     rounds = 1 if request.keep_suspects else ROUNDS

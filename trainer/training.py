@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +21,7 @@ from trainer.learning import Material, Options, Progress
 BATCH = 16
 PATIENCE = 20
 LEARNING_RATE = 1e-3
+IMAGES = "images"  # in the checkpoint, beside the stages: what is learnt from
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,10 @@ def train(stage: Stage, material: Material, options: Options, progress: Progress
     """Leave stage.network as it was in the epoch with the least loss, without gradients, on the CPU.
 
     Leaves a checkpoint after every epoch and goes on from it when material.resume is set.
-    Raises TrainingError if the loss is not finite.
+    Raises TrainingError if the loss is not finite, or if the checkpoint is of another training or of other images.
     """
     state, best, others = _State(), _copied(stage.network), _others(stage, material)
+    others[IMAGES] = _fingerprint(material)
     if material.resume:
         best = _resumed(stage, material, state) or best
     patience = options.patience or stage.patience
@@ -63,6 +69,12 @@ def train(stage: Stage, material: Material, options: Options, progress: Progress
     if stage.loss is not None:
         stage.network.load_state_dict(best)
     stage.network.cpu().eval().requires_grad_(False)
+
+
+def forget(checkpoint: Path) -> None:
+    """Delete a checkpoint and those whose names go on where its own ends."""
+    for file in checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}*"):
+        file.unlink()
 
 
 def learnt(
@@ -163,9 +175,7 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def _save(
-    stage: Stage, material: Material, state: _State, best: dict[str, Tensor], others: dict[str, dict[str, Any]]
-) -> None:
+def _save(stage: Stage, material: Material, state: _State, best: dict[str, Tensor], others: dict[str, Any]) -> None:
     """Write the checkpoint in one step, so that an interrupt leaves the last whole one."""
     temporary = material.checkpoint.with_suffix(".tmp")
     own = {
@@ -178,19 +188,30 @@ def _save(
     temporary.replace(material.checkpoint)
 
 
-def _stored(material: Material) -> dict[str, dict[str, Any]]:
+def _fingerprint(material: Material) -> str:
+    """Return what tells these images, and which of them are learnt from, from others."""
+    digest = hashlib.sha256()
+    for part in (material, material.defects):
+        if part is not None:
+            digest.update(part.fold.tobytes() + np.ascontiguousarray(part.batch.numpy()))
+    if material.defects is not None:
+        digest.update(repr(material.defects.labels).encode())
+    return digest.hexdigest()
+
+
+def _stored(material: Material) -> dict[str, Any]:
     if not material.checkpoint.is_file():
         return {}
     if not zipfile.is_zipfile(material.checkpoint):
         raise TrainingError(f"{material.checkpoint}: no checkpoint: start without --resume")
     try:
-        stored: dict[str, dict[str, Any]] = torch.load(material.checkpoint, weights_only=True, map_location="cpu")
+        stored: dict[str, Any] = torch.load(material.checkpoint, weights_only=True, map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise TrainingError(f"{material.checkpoint}: unreadable ({error}): start without --resume") from error
     return stored
 
 
-def _others(stage: Stage, material: Material) -> dict[str, dict[str, Any]]:
+def _others(stage: Stage, material: Material) -> dict[str, Any]:
     """Return what the stages before this one left."""
     if not stage.after:
         return {}
@@ -203,6 +224,8 @@ def _resumed(stage: Stage, material: Material, state: _State) -> dict[str, Tenso
     stored = _stored(material)
     if not stored or (stage.after and stage.name not in stored):
         return None
+    if stored.get(IMAGES) != _fingerprint(material):
+        raise TrainingError(f"{material.checkpoint}: learnt from other images: start without --resume")
     try:
         own = stored[stage.name]
         stage.network.load_state_dict(own["network"])

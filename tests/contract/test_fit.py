@@ -16,6 +16,7 @@ from calibration.errors import CalibrationError, InputError
 from calibration.photometric import Photometric
 from calibration.preprocess import Rectangle
 from calibration.recipe import read_recipe, write_recipe
+from trainer import strangers
 from trainer.data import Pictures, read_dataset
 from trainer.errors import TrainingError
 from trainer.evaluate import held_out_images, scored_images
@@ -280,7 +281,54 @@ def test_an_interrupted_training_goes_on_where_it_stood_with_the_same_result(tmp
         fit(read_dataset(folder), wanted, interrupt)
     resumed = fit(read_dataset(folder), dataclasses.replace(wanted, resume=True), silent)
     assert resumed.recipe.graph == whole.recipe.graph
-    assert not (tmp_path / "b" / "part.recipe.checkpoint").exists()
+    assert not list((tmp_path / "b").glob("part.recipe.*"))
+
+
+def test_a_second_training_without_a_stranger_goes_on_where_it_stood(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(strangers, "strangers", lambda scores: np.array([0]))
+    monkeypatch.setattr("trainer.fit.ROUNDS", 2)
+    options = dataclasses.replace(OPTIONS, epochs=4)
+    folder = draw(tmp_path / "good", 20)
+    wanted = request(tmp_path, detector="vae", options=options)
+    told: list[int] = []
+
+    class Interrupted(Exception):
+        pass
+
+    def listen(what: str, done: int, total: int) -> None:
+        if what.startswith("vae"):
+            told.append(done)
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        listen(what, done, total)
+        if told.count(2) == 2:
+            raise Interrupted
+
+    whole = fit(read_dataset(folder), wanted, silent)
+    with pytest.raises(Interrupted):
+        fit(read_dataset(folder), wanted, interrupt)
+    told.clear()
+    resumed = fit(read_dataset(folder), dataclasses.replace(wanted, resume=True), listen)
+    assert told == [4, 3, 4, 4]  # the first one was whole, the second had two epochs to go
+    assert len(resumed.suspects) == 1
+    assert resumed.recipe.graph == whole.recipe.graph
+    assert not list(tmp_path.glob("part.recipe.*"))
+
+
+def test_a_training_on_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("vae"):
+            raise Interrupted
+
+    folder, wanted = draw(tmp_path / "good", 20), request(tmp_path, detector="vae")
+    with pytest.raises(Interrupted):
+        fit(read_dataset(folder), wanted, interrupt)
+    draw(folder, 21, seed=5)
+    with pytest.raises(TrainingError, match="learnt from other images: start without --resume"):
+        fit(read_dataset(folder), dataclasses.replace(wanted, resume=True), silent)
 
 
 def test_parts_photographed_twice_never_stand_on_both_sides(tmp_path: Path) -> None:
