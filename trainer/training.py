@@ -193,7 +193,8 @@ def _fingerprint(material: Material) -> str:
     digest = hashlib.sha256()
     for part in (material, material.defects):
         if part is not None:
-            digest.update(part.fold.tobytes() + np.ascontiguousarray(part.batch.numpy()))
+            digest.update(part.fold.tobytes())
+            digest.update(np.ascontiguousarray(part.batch.numpy()))
     if material.defects is not None:
         digest.update(repr(material.defects.labels).encode())
     return digest.hexdigest()
