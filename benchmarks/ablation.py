@@ -22,8 +22,8 @@ from tables import categories_in
 from calibration.preprocess import View
 from trainer.data import GOOD, Item, Pictures, read_dataset, survey
 from trainer.detectors import patch_memory
-from trainer.fit import prepared_item
 from trainer.learning import Options, in_chunks
+from trainer.prepared import prepared_item
 
 FOLDS = 5
 

@@ -23,8 +23,8 @@ from tables import categories_in
 from calibration.preprocess import View
 from trainer.data import GOOD, Dataset, Item, Pictures, folds, read_dataset, survey
 from trainer.detectors import patch_layout
-from trainer.fit import prepared_item
 from trainer.learning import Material, Options, in_chunks
+from trainer.prepared import prepared_item
 
 FOLDS = 5
 PARTS = ("memory", "gaussian", "layout")

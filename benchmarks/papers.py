@@ -40,6 +40,7 @@ from trainer.label_limits import normal_intersection
 from trainer.learning import Options
 from trainer.metrics import ScoredImage, evaluate
 from trainer.scorers.latent_frechet import diagonal_distance, frechet_distance, whole_covariances
+from trainer.training import checkpoint_of
 
 COLUMNS = ("table", "category", "method", "detector", "backbone", "size_px", "minutes", "measure", "value")
 WEIGHTS = {"vgg16": "vgg16_imagenet_notop_fp16.pth", "xception": "xception_imagenet_notop_fp16.pth"}
@@ -174,7 +175,7 @@ class Shared:
 
     def __init__(self, folder: Path, cell: Cell, request: FitRequest) -> None:
         self.folder, self.training = folder, cell.training
-        self.checkpoint = request.recipe.with_name(f"{request.recipe.name}.checkpoint")
+        self.checkpoint = checkpoint_of(request.recipe)
         self.request = request
         """As asked for, or with the epochs of the training that is there."""
         for file in folder.glob(f"{self.training}.*.trained") if "+" in cell.detector else ():

@@ -19,8 +19,9 @@ from calibration.recipe import Recipe, read_recipe, write_recipe
 from trainer import catalogue
 from trainer.backbones import lite0
 from trainer.data import Dataset, Item, Pictures
-from trainer.fit import FitRequest, fit, pixels_of
+from trainer.fit import FitRequest, fit
 from trainer.learning import Learned, Material, Options, Progress
+from trainer.prepared import pixels_of
 
 THREADS = 2
 

@@ -28,9 +28,9 @@ from tables import categories_in
 
 from trainer.catalogue import method
 from trainer.data import GOOD, Dataset, Item, folds, read_dataset
-from trainer.fit import FEWEST_GOOD
 from trainer.learning import Learned, Material, Options, in_chunks
-from trainer.limits import fitted_thresholds
+from trainer.limits import fitted_thresholds, good_parts
+from trainer.prepared import FEWEST_GOOD
 from trainer.strangers import learn_without_strangers
 
 SMALL = 20
@@ -110,11 +110,11 @@ def measured(case: Case, dataset: Dataset) -> Row:
 
     learned, _, left_out = learn_without_strangers(len(learn), again, FEWEST_GOOD)
     found = {learn[stranger.index].name for stranger in left_out}
-    kept_threshold = fitted_thresholds(rounds[0], FALSE_REJECT_RATE)[0].score
+    kept_threshold = fitted_thresholds(good_parts(rounds[0]), FALSE_REJECT_RATE)[0].score
     kept_scores = scores_of(rounds[0], test, dataset)
     scores = scores_of(learned, test, dataset) if left_out else kept_scores
     defective = np.array([item.label != GOOD for item in test])
-    thresholds, _ = fitted_thresholds(learned, FALSE_REJECT_RATE, left_out=len(found))
+    thresholds, _ = fitted_thresholds(good_parts(learned, left_out=sorted(found)), FALSE_REJECT_RATE)
     rejected = scores > thresholds.score
     return Row(
         **asdict(case),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,14 +179,22 @@ def _parts_for_bound(false_reject_rate: float, bound: float) -> int:
 
 def _field(source: Path, bit_depth: int | None) -> NDArray[np.float32]:
     """Return the mean of a recording or a folder of images. Raises InputError if it holds none."""
-    if is_recording(source):
-        frames = [(frame.pixels, frame.bit_depth) for frame in read_recording(source)]
-    else:
-        stored = [read_image(path) for path in image_files(source)]
-        frames = [(pixels, 8 if pixels.dtype == np.uint8 else bit_depth or 16) for pixels in stored]
-    if not frames:
+    frames = _reflectances(source, bit_depth)
+    first = next(frames, None)
+    if first is None:
         raise InputError(f"{source}: no images found: put images of the covered lens or the white sheet there")
-    return mean_field([reflectance(pixels, depth) for pixels, depth in frames], 8)
+    return mean_field(itertools.chain([first], frames), 8)
+
+
+def _reflectances(source: Path, bit_depth: int | None) -> Iterator[NDArray[np.float32]]:
+    """Yield the images of a recording or a folder, one at a time. bit_depth: of the 16-bit files of a folder."""
+    if is_recording(source):
+        for frame in read_recording(source):
+            yield reflectance(frame.pixels, frame.bit_depth)
+        return
+    for path in image_files(source):
+        pixels = read_image(path)
+        yield reflectance(pixels, 8 if pixels.dtype == np.uint8 else bit_depth or 16)
 
 
 def _distance_px(text: str) -> float:

@@ -14,17 +14,36 @@ from calibration.frame import Pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm")
 JPEG_END = b"\xff\xd9"
+MARKER, START_OF_SCAN = 0xFF, 0xDA  # first and second byte of what the parts of a JPEG begin with
 PNG_END = b"IEND\xaeB`\x82"
 PNG_COLOUR_TYPE, PNG_GRAY_ALPHA = 25, 4  # offset in the file, value: gray with an alpha channel
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files directly in folder, in natural order (2.png before 10.png)."""
+    """Return the image files directly in folder, in natural order (2.png before 10.png).
+
+    Raises InputError for a folder that cannot be read, and for a name that no report or JSON file could hold.
+    """
     try:
         found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
     except OSError as error:
         raise InputError(f"{folder}: {_reason(error)}: give a folder of images that you can read") from error
+    for path in found:
+        if not _is_text(path.name):
+            shown = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            raise InputError(
+                f"{folder}: the name of {shown} is not UTF-8, need one that is: rename it, or all of them with "
+                "convmv -r -f cp1252 -t utf8 --notest FOLDER"
+            )
     return sorted(found, key=natural_key)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
@@ -80,11 +99,26 @@ def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
 
 
 def _refuse_truncated(data: bytes, name: str) -> None:
-    """OpenCV fills the missing part of a cut JPEG with gray and only warns: look for the end mark ourselves."""
-    cut_jpeg = data.startswith(b"\xff\xd8") and JPEG_END not in data[-2048:]
-    cut_png = data.startswith(b"\x89PNG") and PNG_END not in data[-2048:]
+    """OpenCV fills the missing part of a cut JPEG with gray and only warns: look for the end mark ourselves.
+
+    What follows the mark is no part of the image, such as the film in a phone's motion photo.
+    """
+    cut_jpeg = data.startswith(b"\xff\xd8") and data.find(JPEG_END, _scan_place(data)) < 0
+    cut_png = data.startswith(b"\x89PNG") and PNG_END not in data
     if cut_jpeg or cut_png:
         raise InputError(f"{name}: the image is cut off after {len(data)} bytes: copy it again or remove it")
+
+
+def _scan_place(data: bytes) -> int:
+    """Return where a JPEG's pixels start: behind its headers, whose thumbnail has an end mark of its own.
+
+    In coded pixels an end mark cannot occur by chance: 0xff is always followed by 0x00 or a restart mark there.
+    """
+    place = 2
+    while place + 4 <= len(data) and data[place] == MARKER and data[place + 1] != START_OF_SCAN:
+        filled = data[place + 1] == MARKER  # markers may be preceded by any number of 0xff
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place
 
 
 def _decoded(data: bytes) -> NDArray[Any] | None:

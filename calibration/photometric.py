@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,16 +162,23 @@ def gamma_corrected(pixels: NDArray[np.float32], gamma: float) -> NDArray[np.flo
     return np.asarray(np.power(np.clip(pixels, 0.0, 1.0), np.float32(gamma)), dtype=np.float32)
 
 
-def mean_field(frames: Sequence[Pixels], bit_depth: int) -> NDArray[np.float32]:
+def mean_field(frames: Iterable[Pixels], bit_depth: int) -> NDArray[np.float32]:
     """Return the mean reflectance of frames: a dark or flat field with the sensor's noise averaged out.
 
+    One frame at a time is in memory beside their sum.
     Raises CalibrationError if there is no frame or their shapes differ.
     """
-    shapes = {frame.shape for frame in frames}
+    shapes: Counter[tuple[int, ...]] = Counter()
+    total = np.zeros(0)
+    for frame in frames:
+        if not shapes:
+            total = np.zeros(frame.shape)
+        shapes[frame.shape] += 1
+        if len(shapes) == 1:
+            total += reflectance(frame, bit_depth)
     if len(shapes) != 1:
-        raise CalibrationError(f"{len(frames)} frames of {len(shapes)} shapes found, need at least 1 of one shape")
-    mean = np.mean([reflectance(frame, bit_depth) for frame in frames], axis=0, dtype=np.float64)
-    return np.asarray(mean, dtype=np.float32)
+        raise CalibrationError(f"{shapes.total()} frames of {len(shapes)} shapes found, need at least 1 of one shape")
+    return np.asarray(total / shapes.total(), dtype=np.float32)
 
 
 def write_photometric(path: Path, photometric: Photometric) -> None:

@@ -142,7 +142,7 @@ def in_view(mask: NDArray[np.uint8], view: View, registration: Registration | No
     transform = np.asarray(np.linalg.inv(view.reference_from_view()))
     if registration is not None:
         transform = transform @ registration.reference_from_image
-    elif mask.shape != view.reference_size:  # a product whose images differ in size: each fills the view
+    elif view.region is None and mask.shape != view.reference_size:  # images differ in size: each fills the view
         transform = scaling(view.width / mask.shape[1], view.height / mask.shape[0], 0, 0)
     soft = _resampled((mask > 0).astype(np.float32), transform, (view.height, view.width), cv2.BORDER_CONSTANT)
     return np.asarray(soft >= 0.5)

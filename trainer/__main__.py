@@ -12,7 +12,7 @@ import click
 
 from calibration.console import EXIT_CODES, run_command, say
 from calibration.preprocess import Rectangle
-from calibration.recipe import MOST_MM_PER_PX, read_recipe
+from calibration.recipe import MOST_MM_PER_PX
 from calibration.registration import RegistrationSettings
 from calibration.signing import make_key, public_key_file, read_signing_key, sign_recipe
 from trainer.compile import compile_command
@@ -20,7 +20,7 @@ from trainer.method_options import with_method_options
 from trainer.options import parsed_size
 from trainer.race_command import race_command
 
-COUNT = click.IntRange(min=1)
+IMAGES = click.IntRange(min=5)  # trainer.prepared.FEWEST_GOOD, which would import torch
 PX = click.FloatRange(min=0, min_open=True)
 MM_PER_PX = click.FloatRange(min=0, max=MOST_MM_PER_PX, min_open=True)
 
@@ -79,7 +79,11 @@ def commands() -> None:
 @click.option("--bit-depth", type=click.IntRange(8, 16), help="Sensor depth of 16-bit files, if below 16.")
 @click.option("--part-pattern", help="Regular expression for the part number in file names; parts are never split.")
 @click.option(
-    "--most-images", type=COUNT, default=1000, show_default=True, help="Learn from at most so many, evenly spaced."
+    "--most-images",
+    type=IMAGES,
+    default=1000,
+    show_default=True,
+    help="Learn from at most so many, evenly spaced.",
 )
 @click.option(
     "--threshold",
@@ -181,8 +185,7 @@ def report_command(recipe: Path, out: Path) -> None:
     """Take the HTML report out of RECIPE."""
     from trainer import session
 
-    session.write_text(out, read_recipe(recipe).report)
-    say(f"report: {out}")
+    session.taken_out(recipe, out)
 
 
 @commands.command(

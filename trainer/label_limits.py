@@ -17,22 +17,34 @@ from calibration.thresholds import Thresholds, rate_upper_bound
 from trainer.errors import TrainingError
 from trainer.labels import LEARNT, labelled
 from trainer.learning import Learned, Material, in_chunks
+from trainer.limits import GoodParts
 
 GOOD_ONLY = "false_reject_rate"
+LEARNERS = ("cnn", "vgg16", "siamese")  # detectors and scorers that learn from labelled defects
 FEWEST_SCORES = 2  # of either kind: below it no normal can be fitted
 
 
 def check_labels(material: Material, rule: str, detector: str) -> None:
-    """Raise TrainingError before the training if what needs labels has none, or a type has too few images."""
+    """Raise TrainingError before the training if what needs labels has none, or too few images.
+
+    Images that the detector learns from give no threshold: of the others there must be two.
+    """
     if rule != GOOD_ONLY:
-        labelled(material, f"the threshold {rule}")
+        unseen = int((labelled(material, f"the threshold {rule}").fold == 1).sum())
+        if detector.rpartition("+")[2] in LEARNERS and unseen < FEWEST_SCORES:
+            raise TrainingError(
+                f"the threshold {rule} needs {FEWEST_SCORES} labelled defects that {detector} does not learn from, "
+                f"{unseen} of {len(material.defects)} found: add images to train/DEFECT (7 of one type suffice, or 2 "
+                "of each of two), or choose a detector that learns from good images alone"
+            )
     if detector.endswith("+siamese") and material.defects is not None:
         labelled(material, "siamese")
 
 
-def with_labels(thresholds: Thresholds, learned: Learned, material: Material, rule: str) -> Thresholds:
+def with_labels(thresholds: Thresholds, good: GoodParts, learned: Learned, material: Material, rule: str) -> Thresholds:
     """Return the thresholds with the score's found by this rule; the conformal ones as they are for GOOD_ONLY.
 
+    good: the parts that the thresholds rest on. The rule sees every image that was scored unseen.
     Defects that the detector learnt from are left out. Raises TrainingError if labels are missing, or good and
     defective scores cannot be told apart.
     """
@@ -43,19 +55,18 @@ def with_labels(thresholds: Thresholds, learned: Learned, material: Material, ru
     images = defects.batch[np.flatnonzero(unseen)]
     scores = in_chunks(learned.module, images, lambda *_: None, rule, size=1)[1].double().numpy()
     limit = RULES[rule](learned.good_scores, scores)
-    good = np.sort(learned.good_scores)
-    passed = int(np.searchsorted(good, limit, side="right"))
+    passed = int((good.scores <= limit).sum())
     if passed == 0:
         raise TrainingError(
             f"{rule} gives {limit:.4g}, below every good part's score: the defects score no higher than good parts; "
             "choose another detector or leave out --threshold"
         )
-    rate = 1.0 - passed / (len(good) + 1)
+    rate = 1.0 - passed / (len(good.scores) + 1)
     return replace(
         thresholds,
         score=float(limit),
         false_reject_rate=rate,
-        rate_upper_bound=rate_upper_bound(len(good), rate),
+        rate_upper_bound=rate_upper_bound(len(good.scores), rate, left_out=good.left_out),
         fitted_on=f"{thresholds.fitted_on}; score: {rule} with {len(scores)} defective images",
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.errors import NotRegistered
+from calibration.errors import BadFrame, InputError, NotRegistered
 from trainer.data import Item, types_of
 from trainer.errors import TrainingError
 from trainer.learning import Defects, Material
@@ -28,15 +28,19 @@ def counted(labels: Iterable[str]) -> dict[str, int]:
 def defect_folds(labels: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
     """Return the fold 0..count-1 of each image, every type spread over the folds as evenly as it goes.
 
-    The first of a type falls into fold 2, the second into fold 1: two images suffice to learn and to be measured.
+    The first of a type falls into fold 2, the second into fold 1: two images suffice to learn and to be measured. An
+    image with several types falls where the fewest of all of them are.
     """
     generator = np.random.default_rng(seed)
     order = [fold for fold in FOLD_ORDER if fold < count]
     chosen = np.zeros(len(labels), dtype=np.int64)
+    filled: Counter[tuple[str, int]] = Counter()  # (type, fold) -> images
     for label in sorted(set(labels)):
+        kinds = types_of(label) or (label,)
         places = np.flatnonzero(np.array(labels) == label)
-        for rank, place in enumerate(generator.permutation(places)):
-            chosen[place] = order[rank % len(order)]
+        for place in generator.permutation(places):
+            chosen[place] = min(order, key=lambda fold: sum(filled[kind, fold] for kind in kinds))
+            filled.update((kind, int(chosen[place])) for kind in kinds)
     return chosen
 
 
@@ -54,6 +58,8 @@ def prepared_defects(
             labels.append(item.label)
         except NotRegistered as error:
             missing.append(f"{item.name} ({error})")
+        except BadFrame as error:
+            raise InputError(f"{item.file}: {error}") from error
     notes = []
     if missing:
         notes.append(f"{len(missing)} of {len(items)} labelled defects could not be registered: {missing[0]}")
@@ -63,9 +69,14 @@ def prepared_defects(
 
 
 def labelled(material: Material, method: str) -> Defects:
-    """Return the labelled defects. Raises TrainingError if there are none, or a type has too few images."""
+    """Return the labelled defects. Raises TrainingError if there are none, a type has too few images, or in tiles."""
     defects = material.defects
-    if defects is None or len(defects) == 0:
+    if defects is not None and len(defects) == 0:
+        raise TrainingError(
+            f"{method} learns from labelled defects, but a label says nothing of a single tile: leave --tiles out, or "
+            "choose a detector that needs no labels"
+        )
+    if defects is None:
         raise TrainingError(
             f"{method} needs labelled defects, none found: put defective images into train/DEFECT beside "
             "train/good, or choose a detector that needs none"

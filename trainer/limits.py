@@ -23,6 +23,7 @@ from trainer.learning import Learned
 
 STANDS_APART = 1.5  # times the next lower score
 NAMED = 5
+HELD_OUT = "torch f32, held-out good images"  # what the thresholds of a new recipe are fitted on
 WELL_NOTICED = 0.9  # share of good images; a fault of light or focus that is noticed on fewer is named
 
 
@@ -36,12 +37,40 @@ class Suspect:
     picture: NDArray[np.float32]  # (C, h, w)
 
 
-def fitted_thresholds(learned: Learned, false_reject_rate: float, *, left_out: int = 0) -> tuple[Thresholds, list[str]]:
-    """Return thresholds at the wanted rate, or at the nearest one that so few good parts support, and a note if so.
+@dataclass(frozen=True, slots=True)
+class GoodParts:
+    """What a threshold rests on: each good part counts once, however many images of it there are."""
 
-    left_out: suspects beside these good parts; the bound of the rate counts them as good.
+    scores: NDArray[np.float64]  # (n,) the highest of each part's images, by a model that never saw it
+    peaks: NDArray[np.float64]  # (n,) the same of the anomaly maps
+    left_out: int = 0  # suspects beside them; the bound of the rate counts them as good
+
+
+def good_parts(learned: Learned, parts: Sequence[str] | None = None, left_out: Sequence[str] = ()) -> GoodParts:
+    """Return the parts behind the held-out images.
+
+    parts: (m,) which part each of learned.good_scores is of; None: every image shows another. left_out: the same of the
+    suspects; a part with one of those counts as left out.
     """
-    n_good = len(learned.good_scores)
+    if parts is None:
+        return GoodParts(learned.good_scores, learned.good_peaks, len(left_out))
+    gone = set(left_out)
+    images: dict[str, list[int]] = {}
+    for index, part in enumerate(parts):
+        if part not in gone:
+            images.setdefault(part, []).append(index)
+    if not images:
+        raise TrainingError("every good part has an image that was left out: see the images, or use --keep-suspects")
+    scores, peaks = (
+        np.array([values[chosen].max() for chosen in images.values()])
+        for values in (learned.good_scores, learned.good_peaks)
+    )
+    return GoodParts(scores, peaks, len(gone))
+
+
+def fitted_thresholds(good: GoodParts, false_reject_rate: float) -> tuple[Thresholds, list[str]]:
+    """Return thresholds at the wanted rate, or at the nearest one that so few good parts support, and a note if so."""
+    n_good = len(good.scores)
     rate = max(false_reject_rate, smallest_rate(n_good))
     notes = []
     if rate > false_reject_rate:
@@ -50,14 +79,14 @@ def fitted_thresholds(learned: Learned, false_reject_rate: float, *, left_out: i
             f"{n_good} good parts were scored unseen; a false reject rate of {false_reject_rate:g} needs {missing} "
             f"more. The threshold is set for {rate:.4f} instead"
         )
-    good_median, good_deviation = median_and_deviation(learned.good_scores)
+    good_median, good_deviation = median_and_deviation(good.scores)
     thresholds = Thresholds(
-        score=reject_threshold(learned.good_scores, rate),
-        map=reject_threshold(learned.good_peaks, rate),
+        score=reject_threshold(good.scores, rate),
+        map=reject_threshold(good.peaks, rate),
         false_reject_rate=rate,
-        rate_upper_bound=rate_upper_bound(n_good, rate, left_out=left_out),
+        rate_upper_bound=rate_upper_bound(n_good, rate, left_out=good.left_out),
         n_good=n_good,
-        fitted_on="torch f32, held-out good images",
+        fitted_on=HELD_OUT,
         good_median=good_median,
         good_deviation=good_deviation,
     )

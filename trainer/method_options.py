@@ -5,11 +5,14 @@ The name of the method comes first in the help; an option that the chosen detect
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from trainer.errors import TrainingError
 
 COUNT = click.IntRange(min=1)
 FROM_ZERO = click.IntRange(min=0)
@@ -57,8 +60,17 @@ METHOD_OPTIONS: tuple[Chosen, ...] = (
 )
 
 
-def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with all of them; it is given them under the names of the fields."""
+def with_method_options(wrapped: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with all of them; it is given them under the names of the fields.
+
+    It raises TrainingError before anything is read where the device is none that torch can train on.
+    """
+
+    @functools.wraps(wrapped)
+    def command(**given: Any) -> None:
+        check_device(given["device"])
+        wrapped(**given)
+
     for flag, kind, default, text in reversed(METHOD_OPTIONS):
         if kind is bool:
             command = click.option(flag, is_flag=True, default=default, show_default="/" in flag, help=text)(command)
@@ -66,3 +78,16 @@ def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
             shown = default is not None
             command = click.option(flag, type=kind, default=default, show_default=shown, help=text)(command)
     return command
+
+
+def check_device(device: str) -> None:
+    """Raise TrainingError if torch finds no such device: cpu | cuda."""
+    if device != "cuda":
+        return
+    import torch  # noqa: PLC0415 slow to import, and asked by nobody else here
+
+    if not torch.cuda.is_available():
+        raise TrainingError(
+            f"--device cuda, but torch {torch.__version__} finds no CUDA device: install a torch built for CUDA "
+            "and the driver, or leave --device out"
+        )

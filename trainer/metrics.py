@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 from calibration.errors import InputError
+from calibration.frame import reflectance
 from trainer.data import types_of
 
 GOOD = "good"  # the label of a part without a defect; every other label is the name of a defect type
@@ -36,7 +37,14 @@ class ScoredImage:
     reason: str = ""  # why there is no verdict, or why the image counts for nothing
     anomaly_map: NDArray[np.float32] | None = None  # (h, w)
     mask: NDArray[np.bool_] | None = None  # (h, w) true defect in the map's view, any size; None: unknown
-    view: NDArray[np.float32] | None = None  # (h, w) or (h, w, 3) reflectance 0..1, the picture the detector saw
+    picture: NDArray[np.float32] | NDArray[np.uint8] | None = None  # (h, w) or (h, w, 3) that the detector saw
+
+    @property
+    def view(self) -> NDArray[np.float32] | None:
+        """The picture in reflectance 0..1; one of bytes, a quarter of the memory, is of an 8-bit camera."""
+        if self.picture is None or self.picture.dtype == np.float32:
+            return self.picture
+        return reflectance(self.picture, 8)
 
     @property
     def defective(self) -> bool:

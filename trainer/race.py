@@ -7,6 +7,7 @@ table, and a race that was broken off goes on where it stopped. The winner then 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import subprocess
@@ -44,6 +45,8 @@ class RaceRequest:
     seed: int = 0
     epochs: int | None = None
     weights: Path | None = None
+    bit_depth: int | None = None
+    part_pattern: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,9 @@ def heats(request: RaceRequest, dataset: Dataset) -> list[Heat]:
             seed=request.seed,
             epochs=request.epochs,
             weights=None if request.weights is None else str(request.weights.resolve()),
+            version=importlib.metadata.version("taktsight"),
+            bit_depth=request.bit_depth,
+            part_pattern=request.part_pattern,
         )
         for name in chosen
         for height, width in request.sizes
@@ -96,12 +102,12 @@ def carried_out(
 ) -> list[Entry]:
     """Return every candidate's result, in the order asked; what `out` holds of an earlier race is not run again.
 
-    Raises InputError if `out` cannot be written.
+    What failed is: its cause may be mended. Raises InputError if `out` cannot be written.
     """
     folder = out / "heats"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        open_heats = [heat for heat in asked if _answer(folder, heat) is None]
+        open_heats = [heat for heat in asked if not _answered(folder, heat)]
         for heat in open_heats:
             _file(folder, heat).write_text(json.dumps({"heat": asdict(heat)}), encoding="utf-8")
     except OSError as error:
@@ -161,6 +167,11 @@ def _or_worst(value: float | None) -> float:
 def _file(folder: Path, heat: Heat) -> Path:
     digest = hashlib.sha256(json.dumps(asdict(heat), sort_keys=True).encode()).hexdigest()[:10]
     return folder / f"{heat.detector.replace('+', '-')}-{heat.width}x{heat.height}-{digest}.json"
+
+
+def _answered(folder: Path, heat: Heat) -> bool:
+    result = _answer(folder, heat)
+    return result is not None and not result.failed
 
 
 def _answer(folder: Path, heat: Heat) -> Result | None:

@@ -39,6 +39,8 @@ from trainer.options import parsed_size
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Reconstructors: epochs at most.  [as in fit]")
 @click.option("--weights", type=click.Path(path_type=Path), help="Backbone weights file, as in fit.")
+@click.option("--bit-depth", type=click.IntRange(8, 16), help="Sensor depth of 16-bit files, as in fit.")
+@click.option("--part-pattern", help="Regular expression for the part number in file names, as in fit.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="As in fit.")
 @click.option("--ray", metavar="local|ADDRESS", help="Run on a Ray cluster; data and --out must be on a shared disk.")
 def race_command(  # noqa: PLR0913, PLR0917 one parameter per option
@@ -53,13 +55,16 @@ def race_command(  # noqa: PLR0913, PLR0917 one parameter per option
     overkill: float,
     epochs: int | None,
     weights: Path | None,
+    bit_depth: int | None,
+    part_pattern: str | None,
     seed: int,
     ray: str | None,
 ) -> None:
     """Fit every detector on the good images in DATA and compare what they are worth and cost on this machine.
 
     Each learns from four fifths of the good images. It is measured on the rest and on synthetic defects made from
-    these, and on the labelled test images where DATA has some. A race that was broken off goes on where it stopped.
+    these, and on the labelled test images where DATA has some. A race that was broken off goes on where it stopped;
+    candidates that failed are asked again.
     """
     from trainer import race_session
     from trainer.race import RaceRequest
@@ -75,5 +80,7 @@ def race_command(  # noqa: PLR0913, PLR0917 one parameter per option
         seed=seed,
         epochs=epochs,
         weights=weights,
+        bit_depth=bit_depth,
+        part_pattern=part_pattern,
     )
     race_session.run(request, recipe, ray)

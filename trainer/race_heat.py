@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from calibration.recipe import Recipe
 from trainer.data import GOOD, Dataset, Item, Pictures, folds, read_dataset
 from trainer.evaluate import scored_images
 from trainer.export import ReferenceRuntime
-from trainer.fit import FitRequest, fit, pixels_of
+from trainer.fit import FitRequest, fit
 from trainer.learning import Options
+from trainer.prepared import pixels_of
 from trainer.synthetic import synthetic_defects
 
 FOLDS = 5  # one of them judges
@@ -55,6 +57,9 @@ class Heat:
     seed: int
     epochs: int | None  # None: the default of the options
     weights: str | None
+    version: str = ""  # of this package: another one may answer otherwise
+    bit_depth: int | None = None  # as in fit
+    part_pattern: str | None = None  # as in fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ def main() -> int:
 
 def run(heat: Heat, scratch: Path) -> Result:
     """Return what the candidate is worth and costs. scratch: beside it a training may leave its checkpoint."""
-    dataset = read_dataset(Path(heat.data))
+    dataset = read_dataset(Path(heat.data), part_pattern=heat.part_pattern, bit_depth=heat.bit_depth)
     learn, judge = split(dataset.good, heat.seed)
     started_s = time.monotonic()
     fitted = fit(replace(dataset, good=tuple(learn), test=()), fit_request(heat, scratch), lambda *_: None)
@@ -166,8 +171,8 @@ def _judged(
     runtime = ReferenceRuntime(recipe.graph)
     batches, scores = [], []
     for item in items:
-        pixels, depth = pixels_of(item, pictures, recipe.view)
         try:
+            pixels, depth = pixels_of(item, pictures, recipe.view)
             batches.append(prepare(pixels, depth, recipe.view, recipe.reference).batch)
         except (NotRegistered, BadFrame):
             scores.append(np.inf)  # a good part without a verdict is overkill
@@ -189,9 +194,11 @@ def _labelled(recipe: Recipe, dataset: Dataset, pictures: Pictures, heat: Heat) 
 
 def _times_ms(recipe: Recipe, engine: Engine, items: Sequence[Item], pictures: Pictures) -> list[float]:
     """Return how long a frame takes to its score, each image in turn."""
-    frames = [pixels_of(item, pictures, recipe.view) for item in items]
-    times_ms = []
-    for number in range(WARM_UP + FRAMES):
+    frames, times_ms = [], []
+    for item in items[: WARM_UP + FRAMES]:
+        with suppress(BadFrame):
+            frames.append(pixels_of(item, pictures, recipe.view))
+    for number in range(WARM_UP + FRAMES if frames else 0):
         pixels, depth = frames[number % len(frames)]
         started_ns = time.perf_counter_ns()
         try:

@@ -17,7 +17,8 @@ def run(request: race.RaceRequest, recipe: Path | None, ray: str | None) -> None
 
     ray: address of a cluster; None runs the heats here, one after another. Raises TrainingError if none keeps the takt.
     """
-    dataset = read_dataset(request.data)
+    told = {"part_pattern": request.part_pattern, "bit_depth": request.bit_depth}
+    dataset = read_dataset(request.data, **told)
     asked = race.heats(request, dataset)
     runner = race.one_after_another if ray is None else partial(race_ray.on_ray, ray)
     with progress_bars() as progress:
@@ -36,4 +37,4 @@ def run(request: race.RaceRequest, recipe: Path | None, ray: str | None) -> None
     if not dataset.test:
         note("without labelled test images the order rests on synthetic defects: put known defects in test/ to be sure")
     if recipe is not None:
-        learn(request.data, race.winning_request(order[0], recipe), part_pattern=None, bit_depth=None, product=None)
+        learn(request.data, race.winning_request(order[0], recipe), **told, product=None)

@@ -7,19 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from calibration.console import console, note, progress_bars, say
-from calibration.errors import InputError
+from calibration.errors import InputError, TaktsightError
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from trainer.data import Dataset, Pictures, read_dataset
 from trainer.evaluate import held_out_images, left_out_images, scored_images
 from trainer.fit import FitRequest, FitResult, fit
+from trainer.limits import HELD_OUT
 from trainer.metrics import Evaluation, ScoredImage, evaluate
 from trainer.report import ReportFacts, render_report
 from trainer.report_reconstruction import Insight, insight
+from trainer.training import checkpoint_of, forget
 
 
 def learn(
@@ -31,12 +34,14 @@ def learn(
     """
     if not request.recipe.parent.is_dir():
         raise InputError(f"{request.recipe.parent}: not a folder: make it, or give another path for the recipe")
+    if request.recipe.is_dir():
+        raise InputError(f"{request.recipe}: a folder, need a file's path for the recipe: {request.recipe}/NAME.recipe")
     dataset = read_dataset(data, part_pattern=part_pattern, bit_depth=bit_depth)
     if product is not None:
         dataset = replace(dataset, product=product)
     started_s = time.monotonic()
     with progress_bars() as progress:
-        result = fit(dataset, request, progress)
+        result = fit(dataset, replace(request, keep_checkpoint=True), progress)
     _finish(result, dataset, request, time.monotonic() - started_s)
 
 
@@ -52,7 +57,7 @@ def measure(recipe: Path, data: Path, *, json_file: Path | None, report: Path | 
     if json_file is not None:
         write_text(json_file, json.dumps({"recipe": loaded.digest, **evaluation.as_dict()}, indent=1) + "\n")
     if report is not None:
-        good = loaded.metrics.get("good_scores", [])
+        good = loaded.metrics.get("good_scores", []) if of_the_fit(loaded) else []
         inside = insight(None, images, loaded.thresholds.score)
         write_text(report, _report(loaded, evaluation, images, good, (), inside=inside))
         say(f"report: {report}")
@@ -67,29 +72,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _finish(result: FitResult, dataset: Dataset, request: FitRequest, fit_s: float) -> None:
-    """Measure where there are test images, write recipe and report, and tell the user what came out."""
-    recipe = result.recipe
-    images, evaluation = held_out_images(result), None
+    """Write the recipe, measure where there are test images, write it again with figures and report, and tell.
+
+    A test image that cannot be read must not cost the training.
+    """
+    learnt = replace(result.recipe, metrics=_metrics(result, None))
+    write_recipe(request.recipe, learnt)
+    forget(checkpoint_of(request.recipe))
+    evaluation, failure = None, None
+    images = held_out_images(result)
     if dataset.test:
-        images, evaluation = _evaluated(recipe, dataset)
-    metrics = {
-        "good_scores": result.good_scores.tolist(),
-        "parity": {"score": result.parity.worst_score, "map": result.parity.worst_peak},
-        "evaluation": None if evaluation is None else evaluation.as_dict(),
-    }
-    scores = result.good_scores.tolist()
-    inside = insight(result.module, images, recipe.thresholds.score)
+        try:
+            images, evaluation = _evaluated(learnt, dataset)
+        except TaktsightError as error:
+            failure = error
     page = _report(
-        recipe,
+        learnt,
         evaluation,
         images,
-        scores,
+        result.good_scores.tolist(),
         result.notes,
         parity=str(result.parity),
-        inside=inside,
+        inside=insight(result.module, images, learnt.thresholds.score),
         suspects=left_out_images(result),
     )
-    recipe = replace(recipe, metrics=metrics, report=page)
+    recipe = replace(learnt, metrics=_metrics(result, evaluation), report=page)
     digest = write_recipe(request.recipe, recipe)
     report_file = request.recipe.with_name(f"{request.recipe.name}.html")
     write_text(report_file, recipe.report)
@@ -99,6 +106,31 @@ def _finish(result: FitResult, dataset: Dataset, request: FitRequest, fit_s: flo
     if evaluation is not None:
         _print_evaluation(evaluation)
     say(f"report: {report_file}")
+    if failure is not None:
+        note(f"{request.recipe} is written, without figures of the test images: mend them, then evaluate")
+        raise failure
+
+
+def _metrics(result: FitResult, evaluation: Evaluation | None) -> dict[str, Any]:
+    return {
+        "good_scores": result.good_scores.tolist(),
+        "reported_threshold": result.recipe.thresholds.score,
+        "parity": {"score": result.parity.worst_score, "map": result.parity.worst_peak},
+        "evaluation": None if evaluation is None else evaluation.as_dict(),
+    }
+
+
+def taken_out(recipe: Path, out: Path) -> None:
+    """Write the report that a recipe holds; a note says where it shows another threshold than the recipe has now."""
+    loaded = read_recipe(recipe)
+    write_text(out, loaded.report)
+    shown, limit = loaded.metrics.get("reported_threshold"), loaded.thresholds.score
+    if shown is not None and shown != limit:
+        note(
+            f"the report was made with the threshold {shown:.4g}, the recipe's is now {limit:.4g}: overkill and escape "
+            "in it are of the former; taktsight-trainer evaluate --report makes one of today's"
+        )
+    say(f"report: {out}")
 
 
 def _evaluated(recipe: Recipe, dataset: Dataset) -> tuple[list[ScoredImage], Evaluation]:
@@ -124,7 +156,7 @@ def _report(
         "good images": str(recipe.training.get("good_images", "?")),
         "detector input": f"{view.width}x{view.height} px, {'colour' if view.colour else 'gray'}",
         "registration": str(recipe.training.get("registration", "?")),
-        "false reject rate": f"{_rate(recipe)} (n = {limits.n_good})",
+        "false reject rate": f"{rate_told(recipe)} (n = {limits.n_good})",
         "thresholds fitted on": limits.fitted_on,
     }
     noticed = recipe.training.get("condition_noticed")
@@ -150,9 +182,15 @@ def _report(
     )
 
 
-def _rate(recipe: Recipe) -> str:
+def of_the_fit(recipe: Recipe) -> bool:
+    """Return whether the thresholds rest on the images of the training, not on parts that were shown afterwards."""
+    return recipe.thresholds.fitted_on.startswith(HELD_OUT)
+
+
+def rate_told(recipe: Recipe) -> str:
     """Return the promise about good parts; what was left out counts as good in the bound, and not in the average."""
-    limits, left_out = recipe.thresholds, len(recipe.training.get("left_out", ()))
+    limits = recipe.thresholds
+    left_out = len(recipe.training.get("left_out", ())) if of_the_fit(recipe) else 0
     counted = f", the {left_out} left out counted as good" if left_out else ""
     return (
         f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} with 95 % confidence{counted}"
@@ -172,7 +210,7 @@ def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRe
     table.add_row("threshold", f"{limits.score:.4g}, {source} {limits.n_good} good parts scored unseen")
     table.add_row(
         "good parts rejected",
-        _rate(recipe),
+        rate_told(recipe),
     )
     console.print(table)
 

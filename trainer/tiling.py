@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trainer.catalogue import Ignoring
 from trainer.detectors.patch_memory import moments
 from trainer.errors import TrainingError
-from trainer.learning import Learned, Material, Method, Options, Progress, at_map_size
+from trainer.learning import Defects, Learned, Material, Method, Options, Progress, at_map_size
 
 OVERLAP = 32  # px of the detector's input that neighbours share: what a tile's edge sees badly, another sees whole
 SEEN = 6.0  # px of the detector's input that the smallest defect should cover (docs/detectors.md)
@@ -229,7 +229,10 @@ def _inner(number: int, count: int, cells: int, shared: int) -> tuple[int, int]:
 
 
 def _cut_material(material: Material, batch: Tensor, tiles: Tiles) -> Material:
-    """Return the tiles as images: those of one part share its fold. Labels say nothing of a single tile: left out."""
+    """Return the tiles as images: those of one part share its fold. Labels say nothing of a single tile: none is left.
+
+    An empty set of defects tells methods that need some why there is none.
+    """
     height, width = tiles.view
     return replace(
         material,
@@ -237,7 +240,7 @@ def _cut_material(material: Material, batch: Tensor, tiles: Tiles) -> Material:
         keep=torch.ones(tiles.height, tiles.width),
         fold=np.tile(material.fold, tiles.count),
         aspect=material.aspect * (tiles.width / tiles.height) * (height / width),
-        defects=None,
+        defects=Defects(batch[:0], (), np.zeros(0, dtype=np.int64)),
     )
 
 

@@ -71,6 +71,11 @@ def train(stage: Stage, material: Material, options: Options, progress: Progress
     stage.network.cpu().eval().requires_grad_(False)
 
 
+def checkpoint_of(recipe: Path) -> Path:
+    """Return where a training for this recipe leaves its state."""
+    return recipe.with_name(f"{recipe.name}.checkpoint")
+
+
 def forget(checkpoint: Path) -> None:
     """Delete a checkpoint and those whose names go on where its own ends."""
     for file in checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}*"):

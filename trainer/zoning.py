@@ -33,11 +33,15 @@ FLOOR = 0.3  # share of the zones' mean deviation added to each: a quiet zone mu
 
 
 def zoned(train: Method, drawn: Sequence[DrawnZone], view: View) -> Method:
-    """Return the method with limits of their own for the zones that are drawn, those that are ignored aside."""
+    """Return the method with limits of their own for the zones that are drawn, those that are ignored aside.
+
+    Raises TrainingError for a zone that the detector does not see, before anything is trained.
+    """
+    judged = [zone for zone in drawn if not zone.ignore]
+    cells_of(judged, view, (view.height, view.width))
 
     def fit(material: Material, options: Options, progress: Progress) -> Learned:
         learned = train(material, options, progress)
-        judged = [zone for zone in drawn if not zone.ignore]
         cells = cells_of(judged, view, (learned.good_maps.shape[1], learned.good_maps.shape[2]))
         factors = np.array([1.0, *(zone.factor for zone in judged)])
         gains = zone_gains(learned.good_maps, cells, factors)

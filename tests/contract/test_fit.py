@@ -22,7 +22,7 @@ from trainer.errors import TrainingError
 from trainer.evaluate import held_out_images, scored_images
 from trainer.fit import FitRequest, FitResult, fit
 from trainer.learning import Learned, Options
-from trainer.limits import fitted_thresholds, suspicious_notes
+from trainer.limits import fitted_thresholds, good_parts, suspicious_notes
 
 SIDE = 64
 OPTIONS = Options(memory_entries=60, epochs=2, latent=8)
@@ -120,7 +120,7 @@ def test_too_few_good_parts_for_the_rate_set_the_nearest_rate_and_say_so(twenty_
 def test_the_threshold_is_the_conformal_rank_of_the_held_out_scores() -> None:
     scores = np.arange(1.0, 100.0)
     learned = Learned(torch.nn.Identity(), np.arange(99), scores, scores * 2, np.zeros((99, 1, 1), np.float32))
-    thresholds, notes = fitted_thresholds(learned, 0.05)
+    thresholds, notes = fitted_thresholds(good_parts(learned), 0.05)
     assert (thresholds.score, thresholds.map) == (95.0, 190.0)
     assert (thresholds.good_median, thresholds.good_deviation) == (50.0, pytest.approx(1.4826 * 25))
     assert notes == []
@@ -331,6 +331,12 @@ def test_a_training_on_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
         fit(read_dataset(folder), dataclasses.replace(wanted, resume=True), silent)
 
 
+def test_the_recipe_tells_what_was_asked_and_what_was_done(tmp_path: Path) -> None:
+    changes = {"keep_suspects": True, "false_reject_rate": 0.1, "most_images": 50}
+    training = learnt(tmp_path, **changes).recipe.training
+    assert training["asked"] == {**changes, "threshold": "false_reject_rate", "ignore": None}
+
+
 def test_parts_photographed_twice_never_stand_on_both_sides(tmp_path: Path) -> None:
     folder = tmp_path / "good"
     folder.mkdir()
@@ -341,3 +347,4 @@ def test_parts_photographed_twice_never_stand_on_both_sides(tmp_path: Path) -> N
     dataset = read_dataset(folder, part_pattern=r"part\d+")
     result = fit(dataset, request(tmp_path), silent)
     assert result.recipe.training["folds"] == 5
+    assert result.recipe.thresholds.n_good == 10  # parts, not images

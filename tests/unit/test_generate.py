@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from calibration.errors import InputError
-from calibration.images import read_image
+from calibration.errors import InputError, NotRegistered
+from calibration.images import encode_png, read_image
+from calibration.preprocess import View
+from trainer import generate_session
 from trainer.catalogue import Ignoring, Reconstruction
+from trainer.data import read_dataset
 from trainer.export import export_graph
+from trainer.fit import prepared_item
 from trainer.generate import checked, distances, generated, neighbourhood, write_pictures
 from trainer.learning import Options
 from trainer.reconstructors.dcgan import Dcgan
@@ -22,6 +26,7 @@ from trainer.scorers.residual import Residual
 
 SIZE = torch.Size((3, 32, 32))
 CHANCE = np.random.default_rng(0)
+VIEW = View(8, 8, colour=False, reference_size=(8, 8), bit_depth=12)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,61 @@ def test_distances_are_root_mean_squares() -> None:
 def test_too_few_good_images_to_compare_with_are_refused() -> None:
     with pytest.raises(InputError, match="need at least 3"):
         checked(good_images(), good_images()[:2])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `generate` reads of a recipe beside its graph."""
+
+    product: str = "flange"
+    reference: None = None
+    view: View = VIEW
+
+
+def good_folder(folder: Path, count: int = 20) -> Path:
+    """Write pictures of a 12-bit camera."""
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(1000, 2000, (8, 8), np.uint16)
+        (folder / f"{number}.png").write_bytes(encode_png(pixels))
+    return folder
+
+
+def refusing(*names: str):
+    def prepare(item, pictures, view, reference):
+        if item.name in names:
+            raise NotRegistered("the field is blank", cause="blank")
+        return prepared_item(item, pictures, view, reference)
+
+    return prepare
+
+
+def test_the_good_images_are_read_in_the_depth_of_the_recipe_and_two_blank_ones_are_told(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    seen = []
+    monkeypatch.setattr(generate_session, "read_recipe", lambda path: Trained())
+    monkeypatch.setattr(generate_session, "generated", lambda recipe, count, seed, progress: good_images()[:count])
+    monkeypatch.setattr(generate_session, "prepared_item", refusing("3.png", "7.png"))
+    monkeypatch.setattr(generate_session, "checked", lambda made, good: seen.append(good) or "compared")
+    data = good_folder(tmp_path / "good")
+    generate_session.generate(tmp_path / "part.recipe", data, tmp_path / "made", count=4, seed=0)
+    assert seen[0].shape == (18, 1, 8, 8)
+    assert 1000 / 4095 - 1e-6 <= seen[0].min() < seen[0].max() <= 2000 / 4095
+    told = capsys.readouterr().out
+    assert "2 of 20 good images cannot be registered and are left out: 3.png (the field is blank)" in told
+
+
+def test_images_that_are_of_another_product_are_refused_by_name(tmp_path: Path, monkeypatch) -> None:
+    dataset = read_dataset(good_folder(tmp_path / "good"), bit_depth=12)
+    monkeypatch.setattr(generate_session, "prepared_item", refusing("3.png", "7.png", "9.png"))
+    with pytest.raises(
+        InputError, match=r"3 of 20 good images cannot be registered, first 3\.png \(the field is blank"
+    ):
+        generate_session.prepared_good(Trained(), dataset, silent)
+    (tmp_path / "good" / "5.png").write_bytes(encode_png(np.full((9, 8), 1000, np.uint16)))
+    with pytest.raises(InputError, match=r"good/5\.png: the frame is 8x9 px, the recipe was trained on 8x8"):
+        generate_session.prepared_good(Trained(), dataset, silent)
 
 
 def test_the_neighbourhood_shows_good_images_in_blue_and_pictures_in_red() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_a_file_cut_at_any_length_is_refused(suffix, capfd):
     assert capfd.readouterr().err == ""  # found before OpenCV prints its own complaint
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_what_follows_a_whole_image_does_not_matter(suffix):
+    pixels = cv2.GaussianBlur(noise((40, 60, 3)), (0, 0), 2)
+    data = cv2.imencode(suffix, pixels)[1].tobytes()
+    film = noise((5000,)).tobytes()  # as in the motion photos of phones
+    np.testing.assert_array_equal(decode_image(data + film, "x"), decode_image(data, "x"))
+
+
+def test_a_cut_photo_is_not_taken_for_whole_because_of_its_thumbnail(capfd):
+    data, thumbnail = (
+        cv2.imencode(".jpg", cv2.GaussianBlur(noise(shape), (0, 0), 2))[1].tobytes() for shape in ((40, 60), (8, 12))
+    )
+    headers = struct.pack(">BBH", 0xFF, 0xE1, 2 + len(thumbnail)) + thumbnail + b"\xff"  # one filling byte
+    photo = data[:2] + headers + data[2:]
+    assert decode_image(photo, "x").shape == (40, 60)
+    cut = photo[: len(photo) * 3 // 4]
+    assert thumbnail in cut
+    with pytest.raises(InputError, match=rf"cut off after {len(cut)} bytes"):
+        decode_image(cut, "x")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("suffix", [".bmp", ".tif", ".pgm"])
 def test_a_cut_file_without_an_end_mark_is_refused_too(suffix):
     data = cv2.imencode(suffix, noise((40, 60)))[1].tobytes()
@@ -161,6 +184,15 @@ def test_only_image_files_directly_in_the_folder_are_listed(tmp_path: Path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "1.png").touch()
     assert [path.name for path in image_files(tmp_path)] == ["1.png"]
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_it_ends_a_training(tmp_path: Path):
+    (tmp_path / "Prüfung 1.png").touch()
+    assert len(image_files(tmp_path)) == 1
+    (tmp_path / os.fsdecode(b"Pr\xfcfung 2.png")).touch()
+    with pytest.raises(InputError, match=r"the name of Pr\ufffdfung 2\.png is not UTF-8, .*: rename it") as refused:
+        image_files(tmp_path)
+    str(refused.value).encode()  # can be printed
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):

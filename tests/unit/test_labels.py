@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from calibration.errors import NotRegistered
-from calibration.thresholds import Thresholds
+from calibration.errors import BadFrame, InputError, NotRegistered
+from calibration.thresholds import Thresholds, rate_upper_bound
 from trainer.catalogue import method
 from trainer.classifier import Examples, train_classifier
 from trainer.data import Item, types_of
@@ -19,6 +19,7 @@ from trainer.errors import TrainingError
 from trainer.label_limits import best_f1, check_labels, normal_intersection, with_labels
 from trainer.labels import LEARNT, counted, defect_folds, labelled, prepared_defects
 from trainer.learning import Defects, Learned, Material, Options
+from trainer.limits import good_parts
 from trainer.metrics import ScoredImage, evaluate
 from trainer.synthetic import synthetic_defects
 
@@ -60,6 +61,19 @@ def test_every_type_is_spread_over_the_folds_and_two_images_suffice_to_learn_and
         assert sizes[2] >= 1 and sizes[1] >= 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_with_several_defects_are_spread_by_type(seed):
+    labels = ("crack", "stain", "crack+stain")
+    fold = defect_folds(labels, 5, seed)
+    for kind in ("crack", "stain"):
+        assert sorted(k for label, k in zip(labels, fold, strict=True) if kind in label) == [1, 2]
+    labels = ("crack",) * 5 + ("crack+stain",) * 10 + ("stain",) * 5
+    fold = defect_folds(labels, 5, seed)
+    for kind in ("crack", "stain"):
+        shown = [k for label, k in zip(labels, fold, strict=True) if kind in label]
+        assert np.bincount(shown, minlength=5).tolist() == [3] * 5
+
+
 def test_a_type_of_one_image_is_refused_by_name():
     with pytest.raises(TrainingError, match=r"defect type 'stain' has 1 image, need at least 2.*train/stain"):
         labelled(material(("crack", "crack", "stain")), "cnn")
@@ -82,6 +96,16 @@ def test_labels_that_are_missing_are_missed_before_the_training():
     check_labels(material(), "false_reject_rate", "vae+siamese")  # makes its own
 
 
+@pytest.mark.parametrize("detector", ["cnn", "vgg16", "vae+siamese"])
+@pytest.mark.parametrize(("few", "enough"), [(("dent",) * 2, ("dent",) * 7), (("dent",) * 6, ("dent", "stain") * 2)])
+def test_a_threshold_needs_two_defects_that_its_detector_never_saw(detector, few, enough):
+    with pytest.raises(TrainingError, match=rf"best_f1 needs 2 labelled defects that .*, 1 of {len(few)} found: add"):
+        check_labels(material(few), "best_f1", detector)
+    check_labels(material(enough), "best_f1", detector)
+    check_labels(material(few), "best_f1", "patch_layout")  # learns from none: all of them are unseen
+    check_labels(material(few), "false_reject_rate", detector)
+
+
 @pytest.mark.parametrize("name", ["cnn", "vgg16"])
 def test_a_method_that_learns_from_labels_says_where_to_put_them(name):
     with pytest.raises(TrainingError, match=rf"{name} needs labelled defects, none found: .*train/DEFECT"):
@@ -99,6 +123,17 @@ def test_defects_that_cannot_be_registered_are_left_out_and_named():
     assert len(defects) == 2
     assert notes == ["1 of 3 labelled defects could not be registered: b (too far)"]
     assert prepared_defects([], prepare, 0) == (None, [])
+
+
+def test_the_first_labelled_defect_that_cannot_be_used_is_named():
+    def prepare(item: Item) -> np.ndarray:
+        if item.name != "a":
+            raise BadFrame("the frame is 64x60 px, the recipe was trained on 64x64")
+        return np.zeros((1, 4, 4), np.float32)
+
+    items = [Item(Path("train/dent") / name, name, "dent") for name in "abc"]
+    with pytest.raises(InputError, match=r"^train/dent/b: the frame is 64x60 px"):
+        prepared_defects(items, prepare, 0)
 
 
 @pytest.mark.parametrize(("a", "s", "b", "t"), [(0, 1, 4, 1), (0, 1, 6, 2), (3, 0.5, 4, 2), (-5, 2, 1, 0.3)])
@@ -141,15 +176,25 @@ def test_a_threshold_from_labels_keeps_the_statement_about_good_parts():
     learned = Learned(Mean(), np.arange(9), np.linspace(0.4, 0.6, 9), np.ones(9), np.zeros((9, 2, 2), np.float32))
     shown = material(("dent",) * 4)
     shown.defects.batch[:] = torch.tensor([0.7, 0.75, 0.8, 0.85])[:, None, None, None]
-    fitted = with_labels(thresholds(), learned, shown, "best_f1")
+    fitted = with_labels(thresholds(), good_parts(learned), learned, shown, "best_f1")
     assert fitted.score == pytest.approx(0.65)
     assert fitted.false_reject_rate == pytest.approx(1 / 10)  # none of 9 good parts is above
     assert fitted.fitted_on.endswith("score: best_f1 with 4 defective images")
     shown.defects.batch[:] = torch.tensor([0.56, 0.57, 0.8, 0.85])[:, None, None, None]
-    lower = with_labels(thresholds(), learned, shown, "best_f1")
+    lower = with_labels(thresholds(), good_parts(learned), learned, shown, "best_f1")
     assert lower.false_reject_rate == pytest.approx(1 - 7 / 10)
     assert lower.rate_upper_bound > fitted.rate_upper_bound
-    assert with_labels(thresholds(), learned, shown, "false_reject_rate") == thresholds()
+    assert with_labels(thresholds(), good_parts(learned), learned, shown, "false_reject_rate") == thresholds()
+
+
+def test_parts_that_were_left_out_count_in_the_bound_of_a_threshold_from_labels_too():
+    learned = Learned(Mean(), np.arange(66), np.linspace(0.4, 0.6, 66), np.ones(66), np.zeros((66, 2, 2), np.float32))
+    shown = material(("dent",) * 4)
+    shown.defects.batch[:] = torch.tensor([0.7, 0.75, 0.8, 0.85])[:, None, None, None]
+    good = good_parts(learned, left_out=["a", "b", "c", "d"])
+    fitted = with_labels(thresholds(), good, learned, shown, "best_f1")
+    assert fitted.rate_upper_bound == rate_upper_bound(66, 1 / 67, left_out=4)
+    assert fitted.rate_upper_bound > 0.12
 
 
 def test_defects_that_were_learnt_from_give_no_threshold():
@@ -159,14 +204,14 @@ def test_defects_that_were_learnt_from_give_no_threshold():
     shown = material(("dent",) * 10)
     values = torch.where(torch.from_numpy(shown.defects.fold == 1), 0.8, 5.0)
     shown.defects.batch[:] = values[:, None, None, None]
-    assert with_labels(thresholds(), learned, shown, "best_f1").score == pytest.approx(0.7)
+    assert with_labels(thresholds(), good_parts(learned), learned, shown, "best_f1").score == pytest.approx(0.7)
 
 
 def test_defects_that_score_below_every_good_part_give_no_threshold():
     learned = Learned(Mean(), np.arange(9), np.linspace(0.4, 0.6, 9), np.ones(9), np.zeros((9, 2, 2), np.float32))
     shown = material(("dent",) * 40)
     with pytest.raises(TrainingError, match="below every good part's score"):
-        with_labels(thresholds(), learned, shown, "best_f1")
+        with_labels(thresholds(), good_parts(learned), learned, shown, "best_f1")
 
 
 def test_a_part_with_two_defects_counts_for_both_types_and_once_in_all():

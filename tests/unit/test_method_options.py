@@ -7,13 +7,16 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from recipes import write_tiny_recipe
 
 from calibration.errors import InputError
 from trainer.__main__ import commands
+from trainer.errors import TrainingError
 from trainer.learning import Options
 from trainer.method_options import METHOD_OPTIONS, with_method_options
+from trainer.prepared import FEWEST_GOOD
 
 
 def test_every_field_has_a_flag_with_the_same_default():
@@ -42,6 +45,25 @@ def test_a_flag_sets_its_field():
     options = Options(**found)
     assert (options.neighbours, options.flip, options.wasserstein, options.backbone) == (7, False, True, "vgg16")
     assert options.defect_share == 0.25
+
+
+def test_a_device_that_there_is_not_is_told_before_anything_is_read(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = ["fit", str(tmp_path / "none"), "--recipe", str(tmp_path / "part.recipe"), "--device", "cuda"]
+    with pytest.raises(TrainingError, match=r"--device cuda, but torch .* finds no CUDA device: install"):
+        CliRunner().invoke(commands, given, catch_exceptions=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match="none: not found"):
+        CliRunner().invoke(commands, given, catch_exceptions=False)
+
+
+def test_fewer_images_than_can_be_learnt_from_are_no_choice(tmp_path: Path):
+    given = ["fit", str(tmp_path), "--recipe", str(tmp_path / "part.recipe"), "--most-images", str(FEWEST_GOOD - 1)]
+    answer = CliRunner().invoke(commands, given)
+    assert (answer.exit_code, f"not in the range x>={FEWEST_GOOD}" in answer.output) == (2, True)
+    given[-1] = str(FEWEST_GOOD)
+    with pytest.raises(InputError, match="no good images found"):
+        CliRunner().invoke(commands, given, catch_exceptions=False)
 
 
 def test_help_is_short():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import types
 from itertools import pairwise
 
 import cv2
@@ -12,6 +14,12 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from calibration.errors import InputError
+from calibration.frame import reflectance
+from calibration.images import encode_png
+from calibration.photometric import Photometric
+from calibration.preprocess import View, prepare
+from trainer.data import Item, Pictures
+from trainer.evaluate import _scored, packed
 from trainer.metrics import ScoredImage, au_pro, evaluate, pixel_auroc
 
 THRESHOLD = 0.5
@@ -270,3 +278,35 @@ def test_without_masks_there_are_no_pixel_figures():
     maps, _ = textured(8, n=2)
     figures = evaluate([part("crack", 0.9, anomaly_map=maps[0]), part("good", 0.1, anomaly_map=maps[1])], THRESHOLD)
     assert (figures.pixel_auroc, figures.au_pro) == (None, None)
+
+
+def test_bytes_of_an_8_bit_camera_are_read_as_reflectance():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = part("good", 0.1, picture=levels)
+    assert image.view.dtype == np.float32
+    np.testing.assert_array_equal(image.view, reflectance(levels, 8))
+    np.testing.assert_array_equal(dataclasses.replace(image, score=0.2).view, image.view)
+    assert part("good", 0.1).view is None
+
+
+@pytest.mark.parametrize(("gamma", "kept"), [(1.0, np.uint8), (2.2, np.float32)])
+def test_pictures_are_held_as_bytes_where_these_are_the_very_same(gamma, kept):
+    levels = np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)
+    view = View(40, 30, colour=True, reference_size=(40, 30), gamma=gamma)
+    seen = prepare(levels, 8, view, None).picture
+    held = packed(seen)
+    assert held.dtype == kept
+    np.testing.assert_array_equal(part("good", 0.1, picture=held).view, seen)
+    fine = np.random.default_rng(2).random((8, 8), np.float32)  # a camera of more bits, or corrected light
+    assert packed(fine) is fine
+
+
+def test_a_tested_part_is_held_in_bytes(tmp_path):
+    levels = np.random.default_rng(1).integers(0, 256, (40, 30), np.uint8)
+    (tmp_path / "1.png").write_bytes(encode_png(levels))
+    view = View(40, 30, colour=False, reference_size=(40, 30))
+    recipe = types.SimpleNamespace(condition=None, view=view, reference=None)
+    pictures = Pictures(Photometric())
+    image = _scored(recipe, lambda batch: (batch[0, 0], 0.5), Item(tmp_path / "1.png", "1.png", "good"), pictures)
+    assert image.picture.dtype == np.uint8
+    np.testing.assert_array_equal(image.view, reflectance(levels, 8))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from calibration.errors import BadFrame, CalibrationError, InputError
+from calibration.frame import reflectance
 from calibration.photometric import (
     PHOTOMETRIC_FILE,
     Photometric,
@@ -180,6 +182,18 @@ def test_averaging_frames_lowers_noise_with_the_root_of_their_number():
     field = mean_field(frames, 12)
     assert field.dtype == np.float32
     assert field.std() == pytest.approx(40 / 4095 / 8, rel=0.05)
+
+
+def test_a_field_is_the_mean_of_the_stack_and_takes_no_stack():
+    generator = np.random.default_rng(4)
+    frames = [generator.integers(0, 4096, (300, 400), np.uint16) for _ in range(40)]
+    wanted = np.mean([reflectance(frame, 12) for frame in frames], axis=0, dtype=np.float64)
+    tracemalloc.start()
+    field = mean_field(frames, 12)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(field, wanted.astype(np.float32))
+    assert most < 8 * wanted.nbytes
 
 
 def test_no_frame_or_frames_of_two_shapes_make_no_field():

@@ -255,6 +255,16 @@ def test_a_mask_of_another_size_fills_the_view_where_images_differ_in_size():
     np.testing.assert_array_equal(in_view(mask, view, None), wanted)
 
 
+def test_mask_and_picture_show_the_same_region_where_images_differ_in_size():
+    region = Rectangle(100, 100, 100, 100)
+    view = View(64, 64, colour=False, reference_size=(200, 200), fixed_size=False, region=region)
+    picture = np.zeros((400, 400), np.uint8)
+    picture[100:150, 100:150] = 255
+    seen = to_batch(picture, 8, view, None)[0, 0] >= 0.5
+    assert seen.sum() == 32 * 32
+    np.testing.assert_array_equal(in_view(picture, view, None), seen)
+
+
 def test_a_frame_of_another_depth_is_refused_with_both_depths() -> None:
     view = View(16, 16, colour=False, reference_size=(16, 16), bit_depth=12)
     with pytest.raises(BadFrame, match="the frame has 8 bits, the recipe was trained on 12"):

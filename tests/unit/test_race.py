@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import math
 import re
@@ -14,8 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from calibration.errors import InputError, MissingPackage
+from calibration.errors import BadFrame, InputError, MissingPackage
+from trainer import race, race_heat, race_session
+from trainer.__main__ import commands
 from trainer.data import read_dataset
 from trainer.errors import TrainingError
 from trainer.race import Entry, RaceRequest, carried_out, heats, ranked, winning_request
@@ -133,6 +137,83 @@ def test_a_race_goes_on_where_it_stopped_and_a_dead_heat_is_a_row(images, tmp_pa
     cv2.imwrite(str(images / "10.png"), np.full((32, 32), 100, np.uint8))
     others = heats(request, read_dataset(images))
     assert others[0] != asked[0]  # an image more: the answers do not hold
+
+
+def test_what_failed_is_asked_again_and_a_mended_cause_is_a_mended_row(images, tmp_path):
+    request = RaceRequest(images, tmp_path / "race", 50.0, detectors=("patch_layout", "variation"))
+    asked = heats(request, read_dataset(images))
+    failing = {"patch_layout": {"synthetic_auroc": 0.9}, "variation": {"failed": "weights: No such file"}}
+    first = carried_out(asked, request.out, answering(failing), lambda *_: None)
+    assert [one.result.failed for one in first] == ["", "weights: No such file"]
+    mended = {"variation": {"synthetic_auroc": 0.8}}  # the other is not asked: it would be a KeyError
+    again = carried_out(asked, request.out, answering(mended), lambda *_: None)
+    assert [(one.result.failed, one.result.synthetic_auroc) for one in again] == [("", 0.9), ("", 0.8)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"version": "0.0.1"}, {"bit_depth": 12}, {"part_pattern": r"\d+"}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_an_answer_of_another_version_or_other_parts_does_not_hold(images, tmp_path, changed):
+    request = RaceRequest(images, tmp_path / "race", 50.0, detectors=("patch_layout",))
+    asked = heats(request, read_dataset(images))
+    assert asked[0].version == importlib.metadata.version("taktsight")
+    carried_out(asked, request.out, answering({"patch_layout": {"synthetic_auroc": 0.9}}), lambda *_: None)
+    others = [replace(asked[0], **changed)]
+    (found,) = carried_out(others, request.out, answering({"patch_layout": {"synthetic_auroc": 0.7}}), lambda *_: None)
+    assert found.result.synthetic_auroc == 0.7
+
+
+def test_depth_and_parts_are_those_of_the_race_in_every_heat_and_in_the_winners_fit(tmp_path, monkeypatch):
+    folder = tmp_path / "flange"
+    folder.mkdir()
+    for number in range(20):
+        cv2.imwrite(str(folder / f"part{number // 4}_{number}.png"), np.full((32, 32), 1000 + number, np.uint16))
+    told = {}
+
+    def answered(asked, out, runner, progress):
+        told["heats"] = asked
+        return [Entry(heat, Result(synthetic_auroc=0.9, p50_ms=5.0, p99_ms=6.0)) for heat in asked]
+
+    monkeypatch.setattr(race, "carried_out", answered)
+    monkeypatch.setattr(race_session, "learn", lambda data, request, **given: told.update(given))
+    asked = ["race", str(folder), "--takt-ms", "50", "--out", str(tmp_path), "--recipe", str(tmp_path / "a.recipe")]
+    asked += ["--detector", "variation", "--bit-depth", "12", "--part-pattern", r"part\d+"]
+    assert CliRunner().invoke(commands, asked, catch_exceptions=False).exit_code == 0
+    (heat,) = told["heats"]
+    assert (heat.bit_depth, heat.part_pattern) == (12, r"part\d+")
+    assert (told["bit_depth"], told["part_pattern"]) == (12, r"part\d+")
+
+    seen = {}
+
+    def fit(dataset, request, progress):
+        seen["learn"] = dataset.good
+        raise TrainingError("as far as this test goes")
+
+    monkeypatch.setattr(race_heat, "fit", fit)
+    with pytest.raises(TrainingError, match="as far as"):
+        race_heat.run(heat, tmp_path / "scratch.recipe")
+    assert {item.bit_depth for item in seen["learn"]} == {12}
+    assert len(seen["learn"]) == 16 and len({item.part_id for item in seen["learn"]}) == 4  # one whole part judges
+
+
+def test_frames_for_the_latency_are_no_more_than_are_timed(monkeypatch):
+    taken = []
+
+    def pixels_of(item, pictures, view):
+        taken.append(item)
+        if item == 1:
+            raise BadFrame("the reference patch is covered")
+        return item, 8
+
+    monkeypatch.setattr(race_heat, "pixels_of", pixels_of)
+    monkeypatch.setattr(race_heat, "prepare", lambda pixels, *_: types.SimpleNamespace(batch=pixels))
+    recipe, ran = types.SimpleNamespace(view=None, reference=None), []
+    times = race_heat._times_ms(recipe, ran.append, range(1000), None)
+    assert taken == list(range(race_heat.WARM_UP + race_heat.FRAMES))
+    assert len(times) == race_heat.FRAMES and len(ran) == len(taken) and 1 not in ran
+    assert race_heat._times_ms(recipe, ran.append, [1], None) == [math.inf]
 
 
 def test_a_folder_that_cannot_be_written_is_named(images, tmp_path):

@@ -243,13 +243,13 @@ def decoded(uri: str) -> np.ndarray:
 
 
 def test_pictures_are_fitted_into_the_side_and_keep_their_shape():
-    wide = ScoredImage("w", "good", 0.1, view=np.zeros((100, 400), np.float32))
+    wide = ScoredImage("w", "good", 0.1, picture=np.zeros((100, 400), np.float32))
     photo, overlay = photo_panels(wide, 1.0, 200)
     assert (decoded(photo).shape, overlay) == ((50, 200, 3), "")
 
 
 def test_a_tiny_picture_is_enlarged_by_a_whole_factor():
-    tiny = ScoredImage("t", "good", 0.1, view=np.zeros((30, 20), np.float32))
+    tiny = ScoredImage("t", "good", 0.1, picture=np.zeros((30, 20), np.float32))
     assert decoded(photo_panels(tiny, 1.0, 200)[0]).shape == (180, 120, 3)
 
 
@@ -257,7 +257,7 @@ def test_the_outline_runs_round_the_defect_and_not_over_it():
     mask = np.zeros((200, 200), bool)
     mask[80:120, 80:120] = True
     calm = np.zeros((20, 20), np.float32)
-    image = ScoredImage("d", "crack", 2.0, anomaly_map=calm, mask=mask, view=np.full((200, 200), 0.5, np.float32))
+    image = ScoredImage("d", "crack", 2.0, anomaly_map=calm, mask=mask, picture=np.full((200, 200), 0.5, np.float32))
     shown = decoded(photo_panels(image, 1.0, 200)[1]).astype(int)
     cyan = (shown[:, :, 2] - shown[:, :, 0]) > 90
     assert not cyan[82:118, 82:118].any()
@@ -269,7 +269,7 @@ def test_a_defect_thinner_than_a_pixel_of_the_panel_still_gets_its_outline():
     mask = np.zeros((1000, 1000), bool)
     mask[500, 300:700] = True
     calm = np.zeros((20, 20), np.float32)
-    image = ScoredImage("d", "crack", 2.0, anomaly_map=calm, mask=mask, view=np.full((1000, 1000), 0.5, np.float32))
+    image = ScoredImage("d", "crack", 2.0, anomaly_map=calm, mask=mask, picture=np.full((1000, 1000), 0.5, np.float32))
     shown = decoded(photo_panels(image, 1.0, 200)[1]).astype(int)
     assert ((shown[:, :, 2] - shown[:, :, 0]) > 90).sum() > 100
 

@@ -53,7 +53,7 @@ def part(
 ) -> ScoredImage:
     view = np.full(shape, value, np.float32)
     view[: shape[0] // 2] += 0.01 * number
-    return ScoredImage(f"{label}/{number}", label, score, view=view)
+    return ScoredImage(f"{label}/{number}", label, score, picture=view)
 
 
 def line(shape: tuple[int, int] = (SIDE, SIDE)) -> list[ScoredImage]:

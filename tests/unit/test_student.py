@@ -65,6 +65,22 @@ def test_the_autoencoder_is_taught_by_the_teacher_alone():
         torch.testing.assert_close(one, other.grad)
 
 
+def test_it_is_trained_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    """Torch's device without numbers stands for a GPU; what comes after the first batch would need the numbers."""
+
+    class Reached(Exception):
+        pass
+
+    def learnt(name, network, loss, images, options, *, patience):
+        where = {parameter.device.type for parameter in network.parameters()}
+        raise Reached(*where, loss(torch.tensor([0, 1])).device.type)
+
+    monkeypatch.setattr(student, "learnt", learnt)
+    with pytest.raises(Reached) as caught:
+        student.fit(material_of(textured_parts(10, 1), tmp_path), replace(OPTIONS, device="meta"), silent)
+    assert caught.value.args == ("meta", "meta")
+
+
 def test_two_parts_are_too_few(tmp_path):
     material = replace(material_of(textured_parts(2, 1), tmp_path), fold=np.array([0, 1]))
     with pytest.raises(TrainingError, match="2 good images found: the student needs 3 folds"):

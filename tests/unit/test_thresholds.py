@@ -117,6 +117,21 @@ def test_strangers_far_apart_from_one_another_are_found_and_cost_no_good_part():
     assert list(found) == [205, 204, 203, 202, 201, 200]
 
 
+def with_a_gap(rank: int, by_chance: float) -> np.ndarray:
+    """Return 260 scores that fall as an exponential tail does, with one gap that is this likely by chance."""
+    scores = -np.log((np.arange(260) + 0.5) / 260)
+    usual = (np.arange(1, 260) * -np.diff(scores))[26:130]
+    distance = usual.sum() * (by_chance ** (-1.0 / len(usual)) - 1.0)
+    scores[:rank] += distance / rank - (scores[rank - 1] - scores[rank])
+    return scores
+
+
+def test_many_strangers_need_stronger_evidence_than_one() -> None:
+    assert len(strangers(with_a_gap(1, 1e-3))) == 1
+    assert len(strangers(with_a_gap(25, 1e-3))) == 0  # a kind of good parts, more likely
+    assert len(strangers(with_a_gap(25, 1e-5))) == 25
+
+
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, 2.0, 50.0], [3.0] * 40, [3.0] * 39 + [9.0]])
 def test_nobody_is_a_stranger_where_there_is_nothing_to_compare_with(scores):
     assert len(strangers(np.array(scores))) == 0

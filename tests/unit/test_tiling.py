@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer.catalogue import method
 from trainer.errors import TrainingError
 from trainer.export import checked_parity, export_graph
-from trainer.learning import Learned, Material, Options
+from trainer.learning import Defects, Learned, Material, Options
 from trainer.tiling import OVERLAP, Tiles, cut, join, tiled, tiles_for
 
 TILES = Tiles(columns=3, rows=2, height=96, width=128)
@@ -114,6 +116,14 @@ def test_nothing_under_the_ignore_mask_moves_the_score() -> None:
     after = answer(learned.module, batch)
     assert after[1][0] == before[1][0]
     assert not after[0][:, :, : WIDTH // 16 - 1].any()
+
+
+@pytest.mark.parametrize("labels", [(), ("dent",) * 4])
+def test_a_method_that_learns_from_labels_is_told_that_tiles_have_none(labels: tuple[str, ...]) -> None:
+    defects = Defects(torch.zeros(len(labels), 1, HEIGHT, WIDTH), labels, np.arange(len(labels)) % 5)
+    shown = replace(material(parts(10)), defects=defects if labels else None)
+    with pytest.raises(TrainingError, match=r"cnn learns from labelled defects, but a label says nothing of a single "):
+        tiled(method("cnn"), TILES)(shown, Options(), silent)
 
 
 def test_few_held_out_parts_are_judged_alike_everywhere() -> None:

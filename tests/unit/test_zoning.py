@@ -168,6 +168,8 @@ def test_a_zone_that_is_covered_or_out_of_view_is_refused() -> None:
     beside = dataclasses.replace(VIEW, region=Rectangle(40, 0, 24, 64))
     with pytest.raises(TrainingError, match="zone a: outside what the detector sees"):
         cells_of([DrawnZone("a", LEFT)], beside, (8, 8))
+    with pytest.raises(TrainingError, match="zone a: outside what the detector sees"):
+        zoned(train, [DrawnZone("a", LEFT)], beside)  # before anything is trained
 
 
 def test_zones_over_the_whole_view_need_no_elsewhere() -> None:

@@ -117,7 +117,7 @@ class Features(nn.Module):
 
     def __init__(self, options: Options, height: int, width: int) -> None:
         super().__init__()
-        self.backbone = lite0(STAGES, options.weights)
+        self.backbone = lite0(STAGES, options.weights, options.weights_sha256)
         self.grid = Grid(height, width)  # of the features at stride 16
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -111,7 +111,7 @@ class Features(nn.Module):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.backbone = lite0(STAGES, options.weights)
+        self.backbone = lite0(STAGES, options.weights, options.weights_sha256)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return a list of one tensor, as a backbone does."""

@@ -41,7 +41,8 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     deep = features.scaled(deep)
     keep = at_map_size(material.keep, *deep.shape[2:])
     torch.manual_seed(options.seed)
-    pair = Pair(shallow.shape[1], deep.shape[1], *deep.shape[2:])
+    pair = Pair(shallow.shape[1], deep.shape[1], *deep.shape[2:]).to(options.device)
+    shallow, deep = shallow.to(options.device), deep.to(options.device)
 
     def loss(some: Tensor) -> Tensor:
         return pair.loss(shallow[some], deep[some])
@@ -93,7 +94,7 @@ class Features(nn.Module):
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.backbone = lite0(STAGES, options.weights)
+        self.backbone = lite0(STAGES, options.weights, options.weights_sha256)
         self.register_buffer("mean", torch.zeros(1))
         self.register_buffer("scale", torch.ones(1))
 

@@ -1,0 +1,90 @@
+"""What fit and report leave on the disk and say, when something goes wrong after the training too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from calibration.errors import InputError
+from calibration.recipe import read_recipe, write_recipe
+from trainer import session
+from trainer.fit import FitRequest
+from trainer.learning import Options
+
+SIDE = 64
+
+
+def draw(folder: Path, count: int, seed: int) -> Path:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    for number in range(count):
+        picture = np.full((SIDE, SIDE), 60.0)
+        cv2.circle(picture, (32, 32), 24, 170.0, -1)
+        noisy = np.clip(picture + generator.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), noisy)
+    return folder
+
+
+def learn(data: Path, recipe: Path) -> None:
+    options = Options(memory_entries=60, epochs=2, latent=8)
+    request = FitRequest(recipe, detector="vae", height=SIDE, width=SIDE, registration="off", options=options)
+    session.learn(data, request, part_pattern=None, bit_depth=None, product=None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a set with a test image that is cut off."""
+    root = tmp_path_factory.mktemp("set") / "flange"
+    draw(root / "train" / "good", 12, 0)
+    draw(root / "test" / "good", 2, 1)
+    draw(root / "test" / "crack", 2, 2)
+    whole = (root / "test" / "crack" / "1.png").read_bytes()
+    (root / "test" / "crack" / "1.png").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+def test_a_test_image_that_cannot_be_read_does_not_cost_the_training(data: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(InputError, match=r"crack.1\.png: the image is cut off"):
+        learn(data, tmp_path / "a.recipe")
+    recipe = read_recipe(tmp_path / "a.recipe")
+    assert recipe.metrics["evaluation"] is None
+    assert len(recipe.metrics["good_scores"]) > 0
+    assert recipe.report == (tmp_path / "a.recipe.html").read_text(encoding="utf-8")
+    assert not list(tmp_path.glob("*checkpoint*"))
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "is written, without figures of the test images" in told
+
+
+def test_a_folder_in_the_place_of_the_recipe_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    with pytest.raises(InputError, match=r"recipes: a folder, need a file's path .*recipes/NAME\.recipe"):
+        learn(data, tmp_path / "recipes")
+
+
+def test_a_report_of_another_threshold_than_the_recipe_has_now_says_so(data: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "a.recipe"
+    with pytest.raises(InputError):
+        learn(data, file)
+    capsys.readouterr()
+    session.taken_out(file, tmp_path / "first.html")
+    assert "threshold" not in "".join(capsys.readouterr())
+    recipe = read_recipe(file)
+    moved = replace(recipe.thresholds, score=2.0 * recipe.thresholds.score, fitted_on="onnxruntime f32, 2 threads")
+    write_recipe(file, replace(recipe, thresholds=moved))
+    session.taken_out(file, tmp_path / "second.html")
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert f"was made with the threshold {recipe.thresholds.score:.4g}, the recipe's is now {moved.score:.4g}" in told
+
+
+def test_only_the_fits_own_thresholds_count_what_the_fit_left_out(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        learn(data, tmp_path / "a.recipe")
+    recipe = read_recipe(tmp_path / "a.recipe")
+    recipe = replace(recipe, training={**recipe.training, "left_out": ["1.png", "2.png"]})
+    assert "the 2 left out counted as good" in session.rate_told(recipe)
+    afterwards = replace(recipe.thresholds, fitted_on="onnxruntime f32, 2 threads")
+    assert "left out" not in session.rate_told(replace(recipe, thresholds=afterwards))
