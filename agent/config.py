@@ -108,6 +108,13 @@ class Station:
     data: bytes = b""  # the file, as it was read
 
     @property
+    def wires(self) -> dict[str, str]:
+        """Coils and pins that it has to itself, by key."""
+        pin = None if self.trigger is None else self.trigger.pin
+        trigger = {} if pin is None else {"trigger.line": f"{pin.chip} {pin.line}"}
+        return {**trigger, **({} if self.output is None else self.output.wires)}
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the file."""
         return hashlib.sha256(self.data).hexdigest()
@@ -162,6 +169,11 @@ def read_stations(path: Path) -> dict[str, Station]:
         for camera, value in values.items():
             if (other := owners.setdefault(value, camera)) != camera:
                 raise SettingsError(f"{CAMERAS}.{camera}: {what}: {value} is that of {other}, too: give it its own")
+    wired: dict[str, tuple[str, str]] = {}
+    for camera, (key, wire) in ((name, item) for name, one in stations.items() for item in one.wires.items()):
+        owner, its = wired.setdefault(wire, (camera, key))
+        if owner != camera:
+            raise SettingsError(f"{CAMERAS}.{camera}: {key}: {wire} is {its} of {owner}, too: give it its own")
     unnamed = [name for name, station in stations.items() if station.camera.is_unnamed]
     if len(stations) > 1 and unnamed:
         raise SettingsError(f"{CAMERAS}.{unnamed[0]}: camera.serial: missing: add it, to tell the cameras apart")
@@ -178,13 +190,9 @@ def _told_apart(stations: Mapping[str, Station]) -> dict[str, dict[str, object]]
         "archive.folder": {name: one.archive.folder for name, one in stations.items() if one.archive is not None},
         "mqtt.topic": {name: one.mqtt.topic for name, one in stations.items() if one.mqtt is not None},
         "sparkplug.edge_node": {
-            name: (one.sparkplug.group, one.sparkplug.edge_node)
-            for name, one in stations.items()
-            if one.sparkplug is not None
+            name: (node.group, node.edge_node) for name, one in stations.items() if (node := one.sparkplug) is not None
         },
     }
-    pins = {name: one.trigger.pin for name, one in stations.items() if one.trigger is not None}
-    found["trigger.line"] = {name: f"{pin.chip} {pin.line}" for name, pin in pins.items() if pin is not None}
     cameras = {name: one.camera.genicam for name, one in stations.items()}
     for key in ("serial", "id"):
         found[f"camera.{key}"] = {
@@ -197,6 +205,8 @@ def _station(top: Section, file: Path, data: bytes) -> Station:
     takt_ms = top.number("takt_ms", minimum=10.0, maximum=600_000.0)
     policy = top.choice("on_no_verdict", tuple(LINE_ACTION_FOR_POLICY), "reject")
     name = top.text("station")
+    if not name.isprintable():
+        raise SettingsError(f"station: {name!r} found, need a name of printable characters")
     commands = top.section("commands")
     camera = _camera(top.section("camera"))
     queue_length = top.whole("queue_length", 4, minimum=1, maximum=64)
@@ -229,6 +239,10 @@ def _station(top: Section, file: Path, data: bytes) -> Station:
         raise SettingsError("commands.allow: commands come over MQTT: add mqtt:")
     if station.trigger is not None and beat.by_camera:
         raise SettingsError("trigger: the camera has a trigger of its own: leave it out, or camera.trigger.source")
+    keys: dict[str, str] = {}
+    for key, wire in station.wires.items():
+        if (other := keys.setdefault(wire, key)) != key:
+            raise SettingsError(f"{key}: {wire} is {other}, too: give it its own")
     top.finish()
     return station
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from pymodbus.client import ModbusTcpClient
-from pymodbus.exceptions import ModbusException
+from pymodbus.exceptions import ConnectionException, ModbusException
 
 from agent.cameras.trigger import COIL, COUNTER, Announced, Announcements, PlcSignal
 from agent.errors import CameraError
@@ -24,6 +24,8 @@ logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what fails is told b
 COUNTER_WRAP = 65536
 MOST_STEPS = 1000  # a counter that goes further at once, or backwards, began anew
 RETRY_S = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class PlcTrigger:
@@ -40,6 +42,7 @@ class PlcTrigger:
         self._thread: threading.Thread | None = None
         self._value = 0  # as it was told last
         self._asked_ns = 0  # when it was asked for that
+        self._traced = ""  # the error that nobody foresaw and that is in the log
 
     def start(self, on_event: Callable[[], object]) -> None:
         """Announce parts from now on. Raises CameraError if the PLC does not answer, or not with such a signal."""
@@ -67,12 +70,22 @@ class PlcTrigger:
             due_s = asked_ns / 1e9 + self._settings.poll_ms / 1e3
             try:
                 value = self._read()
+                self.announcements.note("")
+                self._take(value, asked_ns)
             except CameraError as error:
                 due_s = asked_ns / 1e9 + RETRY_S
                 self.announcements.note(str(error))
-                continue
-            self.announcements.note("")
-            self._take(value, asked_ns)
+            except Exception as error:  # noqa: BLE001 it is logged; a line that hears of no part looks like one at rest
+                due_s = asked_ns / 1e9 + RETRY_S
+                self._note_unforeseen(error)
+
+    def _note_unforeseen(self, error: Exception) -> None:
+        """Note an error of whatever kind; log where it came from, once."""
+        told = f"{self._named}: {type(error).__name__}: {error}"
+        if told != self._traced:
+            log.error("%s", told, exc_info=error)
+        self._traced = told
+        self.announcements.note(told)
 
     def _take(self, value: int, asked_ns: int) -> None:
         """Announce what came since the PLC was asked before."""
@@ -87,7 +100,7 @@ class PlcTrigger:
         if parts:
             now_ns = time.monotonic_ns()
             is_timely = now_ns - since_ns <= self._settings.within_ms * 1e6
-            self.announcements.put(Announced(now_ns, lost=parts - is_timely, opens=is_timely))
+            self.announcements.put(Announced(now_ns, lost=parts - is_timely, opens=is_timely, since_ns=since_ns))
 
     def _read(self) -> int:
         """Return the level, 0 or 1, or the count. Raises CameraError."""
@@ -101,12 +114,18 @@ class PlcTrigger:
                 answer = self._client.read_coils(address, device_id=unit)
             else:
                 answer = self._client.read_discrete_inputs(address, device_id=unit)
+            if answer.isError():
+                raise CameraError(f"{self._named}: refused ({answer}): name an address that the PLC has")
+            return int(answer.registers[0] if self._settings.signal == COUNTER else answer.bits[0])
+        except (ConnectionException, OSError) as error:  # OSError: a reset, as pymodbus hands it on
+            self._client.close()
+            raise CameraError(f"{self._named}: the connection broke: check the PLC and the cable") from error
+        except IndexError as error:
+            self._client.close()
+            raise CameraError(f"{self._named}: an answer without a value: check what speaks Modbus there") from error
         except ModbusException as error:
             self._client.close()  # an answer that comes yet belongs to nobody
             raise CameraError(
                 f"{self._named}: no answer within {self._settings.answer_ms:g} ms: check the PLC and the network, or "
                 "raise trigger.answer_ms"
             ) from error
-        if answer.isError():
-            raise CameraError(f"{self._named}: refused ({answer}): name an address that the PLC has")
-        return int(answer.registers[0] if self._settings.signal == COUNTER else answer.bits[0])

@@ -11,6 +11,10 @@ which nothing is heard is diverted, because the pulse of the part before it is o
 
 `Gate` is the output, a `Driver` what it drives: a coil of a PLC (`agent.outputs.modbus`), a pin (`agent.outputs.gpio`).
 One thread owns the driver. `act` returns at once, so it tells of a driver that failed with the part that comes next.
+
+A write that is not confirmed may have been carried out, or be carried out yet. So the gate is let rest at once, again
+for each part that is diverted, and again RETRY_NS later; only then is the driver taken to work. No error ends the
+thread: a gate that nobody drives may stand open.
 """
 
 from __future__ import annotations
@@ -72,7 +76,9 @@ class Gate:
         self._closing = False
         self._is_open = False
         self._rest_ns = self._idle_at_ns = self._retry_ns = 0
+        self._sure_ns = 0  # from when a rest that is confirmed is the last word
         self._fault = ""  # why the driver failed; empty: it works
+        self._is_traced = False  # an error that nobody foresaw is in the log
         self._counts = dict.fromkeys(("gate_opened", "gate_late", "gate_failed"), 0)
         self.worst_late_ns = 0
         try:
@@ -107,10 +113,15 @@ class Gate:
         self._thread.join()
 
     def _run(self) -> None:
-        while (event := self._next_event()) is not None:
-            if event is not NO_PART:
-                self._meet(event[0], opens=event[2])
-            self._come_round()
+        while True:
+            try:
+                if (event := self._next_event()) is None:
+                    break
+                if event is not NO_PART:
+                    self._meet(event[0], opens=event[2])
+                self._come_round()
+            except Exception as error:  # noqa: BLE001 it is logged, and the gate is still to be driven
+                self._fail(error)
         self._driver.close()
 
     def _next_event(self) -> tuple[int, int, bool] | None:
@@ -141,7 +152,7 @@ class Gate:
             self._rest_ns = moment_ns + self._pulse_ns
             went_through = self._is_open or self._drives(is_open=True)
             self._counts["gate_opened" if went_through else "gate_failed"] += 1
-        elif self._is_open:
+        elif self._is_open or self._fault:
             self._drives(is_open=False)
 
     def _come_round(self) -> None:
@@ -154,27 +165,37 @@ class Gate:
             self._drives(is_open=False)
         elif self._driver.idle_ns and now_ns >= self._idle_at_ns:
             self._idle_at_ns = now_ns + self._driver.idle_ns
-            try:
-                self._driver.idle()
-            except OutputError as error:
-                self._fail(str(error))
+            self._does(self._driver.idle)
 
     def _drives(self, *, is_open: bool) -> bool:
         """Move the gate; False, and it counts as failed, where the driver cannot say that it did."""
-        try:
-            self._driver.drive(is_open=is_open)
-        except OutputError as error:
-            self._fail(str(error))
+        if not self._does(lambda: self._driver.drive(is_open=is_open)):
             return False
         self._is_open = is_open
         if self._fault:
-            log.warning("the gate answers again, and rests")
-            self._fault = ""
+            self._retry_ns = self._sure_ns
+            if self._now_ns() >= self._sure_ns:
+                log.warning("the gate answers again, and rests")
+                self._fault, self._is_traced = "", False
         return True
 
-    def _fail(self, fault: str) -> None:
+    def _does(self, work: Callable[[], None]) -> bool:
+        """Have the driver do something; False where it does not say that it did."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 whatever it is, the part that meets the gate counts as failed
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: Exception) -> None:
         """From now on parts are diverted, if the gate rests where nobody drives it: see docs/output.md."""
-        if not self._fault:
-            log.error("the gate failed: %s", fault)
-        self._fault, self._is_open = fault, False
-        self._retry_ns = self._now_ns() + RETRY_NS
+        is_foreseen = isinstance(error, OutputError)
+        told = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+        now_ns, is_first = self._now_ns(), not self._fault
+        if is_first or not (is_foreseen or self._is_traced):
+            log.error("the gate failed: %s", told, exc_info=None if is_foreseen else error)
+        self._is_traced = self._is_traced or not is_foreseen
+        self._fault, self._is_open = told, False
+        self._retry_ns = now_ns if is_first else now_ns + RETRY_NS
+        self._sure_ns = now_ns + RETRY_NS if is_first else self._sure_ns

@@ -9,6 +9,7 @@ when the connection broke is the PLC's to reset: it must watch the heartbeat. Se
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 from pymodbus.client import ModbusTcpClient
 from pymodbus.exceptions import ConnectionException, ModbusException
@@ -42,24 +43,20 @@ class ModbusDriver:
             self._write(self._settings.heartbeat_coil, is_on=self._heartbeat)
 
     def close(self) -> None:
-        """Let the gate rest if the PLC can be reached, and disconnect."""
-        try:
-            if self._client.connected:
-                self._client.write_coil(self._settings.coil, False, device_id=self._settings.unit)
-        except ModbusException:
-            pass  # it was to be told only for good measure
-        finally:
-            self._client.close()
+        """Let the gate rest if the PLC can be reached, also anew, and disconnect."""
+        with suppress(OutputError):
+            self.drive(is_open=False)
+        self._client.close()
 
     def _write(self, coil: int, *, is_on: bool) -> None:
         try:
             if not self._client.connect():
                 raise OutputError(f"{self._named}: no connection: check the PLC, its address and the cable")
             answer = self._client.write_coil(coil, is_on, device_id=self._settings.unit)
-        except ConnectionException as error:
+        except (ConnectionException, OSError) as error:  # OSError: a reset, as pymodbus hands it on
             self._client.close()
             raise OutputError(f"{self._named}: the connection broke: check the PLC and the cable") from error
-        except ModbusException as error:
+        except (ModbusException, IndexError) as error:  # IndexError: an answer without what was asked for
             self._client.close()  # an answer that comes yet belongs to nobody
             raise OutputError(
                 f"{self._named}: coil {coil} not confirmed within {self._settings.confirm_ms:g} ms: check the PLC and "

@@ -29,6 +29,13 @@ class ModbusSettings:
     heartbeat_coil: int | None = None  # changes every heartbeat_ms for as long as the agent drives the gate
     heartbeat_ms: float = 500.0
 
+    @property
+    def wires(self) -> dict[str, str]:
+        """What it writes, by key of station.yaml, such as `coil 3 of plc:502 unit 1`."""
+        coils = {"output.coil": self.coil, "output.heartbeat_coil": self.heartbeat_coil}
+        plc = f"{self.host.lower()}:{self.port} unit {self.unit}"
+        return {key: f"coil {coil} of {plc}" for key, coil in coils.items() if coil is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class GpioSettings:
@@ -37,6 +44,11 @@ class GpioSettings:
     chip: Path  # /dev/gpiochip0
     line: int  # its number on the chip
     is_active_low: bool = False  # the gate opens at 0 V
+
+    @property
+    def wires(self) -> dict[str, str]:
+        """What it drives, by key of station.yaml: `/dev/gpiochip0 17`."""
+        return {"output.line": f"{self.chip} {self.line}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,12 @@ class OutputSettings:
     gpio: GpioSettings | None = None
     user_output: str | None = None  # of the GenICam camera, such as UserOutput0
     timing: GateTiming | None = None  # of a gate; None: a file has none
+
+    @property
+    def wires(self) -> dict[str, str]:
+        """Which coils or pin it moves, by key of station.yaml; the camera's own outputs are its own."""
+        driven = self.modbus or self.gpio
+        return {} if driven is None else driven.wires
 
     def open(self, camera: Camera | None = None) -> Output:
         """Return the output, at rest.

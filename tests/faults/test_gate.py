@@ -16,7 +16,7 @@ from agent.outputs.settings import ModbusSettings, OutputSettings
 from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from tests.broker import free_port, wait_until
-from tests.plc import Plc
+from tests.plc import Plc, RudePlc
 
 MS = 1_000_000
 COIL, HEARTBEAT = 3, 5
@@ -119,6 +119,45 @@ def test_a_lost_heartbeat_is_a_failed_gate_before_any_part_comes(gate, plc):
     wait_until(lambda: one._fault)
     with pytest.raises(OutputError, match=r"the connection broke|no connection"):
         one.act(1, "divert", time.monotonic_ns())
+
+
+@pytest.mark.parametrize(("fault", "told"), [("resets", "the connection broke"), ("cuts", "coil 3 not confirmed")])
+def test_a_plc_that_resets_the_connection_or_answers_nonsense_is_a_failed_gate_and_used_again(monkeypatch, fault, told):
+    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)
+    plc = RudePlc()
+    coil = ModbusSettings("127.0.0.1", port=plc.port, coil=COIL, confirm_ms=3000.0)
+    one = OutputSettings(modbus=coil, timing=GateTiming(0.0, 60_000.0)).open()
+    one.act(1, "accept", time.monotonic_ns())
+    wait_until(lambda: plc.is_on)
+    setattr(plc, fault, True)
+    one.act(2, "divert", time.monotonic_ns())
+    wait_until(lambda: one._fault)
+    with pytest.raises(OutputError, match=told):
+        one.act(3, "divert", time.monotonic_ns())
+    setattr(plc, fault, False)
+    wait_until(lambda: not one._fault)
+    assert not plc.is_on
+    one.act(4, "accept", time.monotonic_ns())
+    wait_until(lambda: plc.is_on)
+    plc.resets = True
+    one.close()
+    plc.close()
+
+
+def test_a_gate_whose_connection_was_lost_is_let_rest_over_a_new_one_when_the_agent_ends(monkeypatch):
+    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 60_000 * MS)
+    plc = RudePlc()
+    coil = ModbusSettings("127.0.0.1", port=plc.port, coil=COIL, confirm_ms=3000.0)
+    one = OutputSettings(modbus=coil, timing=GateTiming(0.0, 60_000.0)).open()
+    one.act(1, "accept", time.monotonic_ns())
+    wait_until(lambda: plc.is_on)
+    plc.resets = True
+    one.act(2, "divert", time.monotonic_ns())
+    wait_until(lambda: one._fault and one._retry_ns > time.monotonic_ns())  # the attempt at once has failed, too
+    plc.resets = False
+    one.close()
+    assert not plc.is_on
+    plc.close()
 
 
 class Judge:

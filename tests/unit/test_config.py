@@ -53,6 +53,9 @@ def test_the_shortest_station_takes_the_documented_defaults(tmp_path: Path) -> N
         ("recipes: {key: [a]}", r"recipes: no keys found, unsigned: refuse, need whose recipes run here"),
         ("recipes: {keys: [absent.pub]}", r"recipes\.keys: .*absent\.pub: No such file or directory"),
         ("commands: {recipes: folder}", r"commands\.recipes: unknown key"),
+        (r'station: "cell\a"', r"station: 'cell\\x07' found, need a name of printable characters"),
+        (r'station: "a\nb"', r"station: 'a\\nb' found"),
+        (r'station: "\ud800"', r"station: '\\ud800' found"),
         ("queue_length: 2.5", "queue_length: 2.5 found, need a whole number"),
     ],
 )

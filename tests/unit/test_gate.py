@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -157,6 +158,103 @@ def test_a_driver_that_fails_is_told_with_the_next_part_counted_and_tried_again(
     assert one.driver.moves[1:] == [(21, False)]  # back: it rests first
     one.act(3, "accept", 25)
     assert one.until(30)[1:] == [(25, True)]
+
+
+class Unconfirmed(Recorder):
+    """A gate that opens, and says so too late."""
+
+    def drive(self, *, is_open):
+        super().drive(is_open=is_open)
+        if is_open:
+            raise OutputError("not confirmed within 100 ms")
+
+
+def test_an_opening_that_is_not_confirmed_is_taken_back_at_once_for_each_reject_and_when_it_can_no_longer_be_overtaken(
+    gate,
+):
+    one = gate(Unconfirmed(), at_ms=0)
+    one.act(1, "accept", 0)
+    wait_until(lambda: one.driver.moves[1:] == [(0, True), (0, False)])
+    for number, action in ((2, "divert"), (3, "accept"), (4, "divert")):  # an opening yet to be carried out may follow
+        with pytest.raises(OutputError, match="not confirmed within 100 ms"):
+            one.act(number, action, 0)
+    wait_until(lambda: one.driver.moves[3:] == [(0, False)] * 2)
+    one.driver.now_ns = 499 * MS
+    one.step()
+    assert one.driver.moves[5:] == [(500, False)]
+    one.act(5, "divert", 500)
+    assert one.gate.counters()["gate_failed"] == 2
+
+
+def test_a_gate_that_stands_open_rests_at_once_when_it_cannot_be_shown_that_we_live(gate):
+    class Mute(Recorder):
+        def idle(self):
+            if (self.now_ns // MS) == 60:
+                raise OutputError("the heartbeat is not confirmed")
+            super().idle()
+
+    one = gate(Mute())
+    one.act(1, "accept", 0)
+    assert one.until(59) == [(50, True)]
+    one.driver.now_ns = 60 * MS
+    with one.gate._changed:
+        one.gate._changed.notify()
+    wait_until(lambda: one.driver.moves[2:] == [(60, False)])
+    with pytest.raises(OutputError, match="the heartbeat is not confirmed"):
+        one.act(2, "divert", 60)
+
+
+def test_an_error_that_nobody_foresaw_is_a_failed_gate_told_once_with_its_origin_and_the_gate_is_driven_again(
+    gate, caplog
+):
+    class Wrong(Recorder):
+        def drive(self, *, is_open):
+            if self.refuse:
+                self.beats += 1  # of attempts
+                raise ValueError("no such coil")
+            super().drive(is_open=is_open)
+
+    one = gate(Wrong(), at_ms=0)
+    wait_until(lambda: one.driver.beats == 1)
+    one.driver.refuse = True
+    one.act(1, "accept", 0)
+    wait_until(lambda: one.gate.counters()["gate_failed"] == 1 and one.driver.beats == 3)  # to open, and to rest
+    with pytest.raises(OutputError, match="ValueError: no such coil"):
+        one.act(2, "divert", 0)
+    wait_until(lambda: one.driver.beats == 4)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [(record.message, record.exc_info[0]) for record in errors] == [
+        ("the gate failed: ValueError: no such coil", ValueError)
+    ]
+    one.driver.refuse = False
+    one.driver.now_ns = 999 * MS
+    one.step()
+    one.act(3, "accept", 1005)
+    assert one.until(1005)[-1] == (1005, True)
+
+
+def test_an_error_beside_the_driver_does_not_end_the_gate_either():
+    class Clock:
+        now_ns, is_broken = 0, False
+
+        def __call__(self):
+            if self.is_broken:
+                self.is_broken = False
+                raise ArithmeticError("the clock is broken")
+            return self.now_ns
+
+    driver, clock = Recorder(), Clock()
+    one = Gate(driver, GateTiming(0.0, 20.0), clock)
+    clock.is_broken = True
+    one.act(1, "divert", 0)
+    wait_until(lambda: one._fault)
+    with pytest.raises(OutputError, match="ArithmeticError: the clock is broken"):
+        one.act(2, "divert", 0)
+    clock.now_ns = 500 * MS
+    wait_until(lambda: not one._fault)
+    one.act(3, "accept", 500 * MS)
+    wait_until(lambda: one.counters()["gate_opened"] == 1)
+    one.close()
 
 
 def test_a_driver_that_cannot_rest_does_not_start_and_is_let_go():

@@ -75,12 +75,23 @@ def test_each_kind_is_read_with_its_own_keys(read, tmp_path):
         ("kind: modbus, host: plc", "output.coil: "),
         ("kind: gpio, line: 17, host: plc", "output.host: unknown key"),
         ("kind: relay", "output.kind: 'relay'"),
+        (
+            "kind: modbus, host: plc, coil: 3, heartbeat_coil: 3",
+            "output.heartbeat_coil: coil 3 of plc:502 unit 1 is output.coil, too: give it its own",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_its_key(read, block, told):
     with pytest.raises(SettingsError) as refusal:
         read(block)
     assert told.split(" found")[0] in str(refusal.value)
+
+
+def test_a_pin_that_announces_parts_moves_no_gate(read):
+    trigger = "}}\ntrigger: {{kind: gpio, line: {}"
+    assert read("kind: gpio, line: 17" + trigger.format(18)).gpio.line == 17
+    with pytest.raises(SettingsError, match=r"output\.line: /dev/gpiochip0 17 is trigger\.line, too: give it its own"):
+        read("kind: gpio, line: 17" + trigger.format(17))
 
 
 def test_a_kind_whose_package_is_not_installed_names_the_extra(monkeypatch):

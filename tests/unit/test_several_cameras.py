@@ -112,6 +112,35 @@ def test_what_cannot_be_meant_is_refused_with_the_camera_and_the_key(cell, old, 
         read_stations(cell(old, new))
 
 
+COILS = "output: {kind: modbus, host: plc, coil: 3, heartbeat_coil: 4}"
+PIN, PIN_TRIGGER = "output: {kind: gpio, line: 17}", "trigger: {kind: gpio, line: 17}"
+
+
+@pytest.mark.parametrize(
+    ("top", "side", "told"),
+    [
+        (COILS, COILS, r"output\.coil: coil 3 of plc:502 unit 1 is output\.coil of top, too: give it its own"),
+        (
+            COILS,
+            "output: {kind: modbus, host: PLC, coil: 4}",
+            r"output\.coil: .* is output\.heartbeat_coil of top",
+        ),
+        (COILS, "output: {kind: modbus, host: plc, unit: 2, coil: 3}", None),
+        (PIN, PIN, r"output\.line: /dev/gpiochip0 17 is output\.line of top, too"),
+        (PIN, "output: {kind: gpio, line: 17, chip: /dev/gpiochip1}", None),
+        (PIN_TRIGGER, PIN, r"output\.line: /dev/gpiochip0 17 is trigger\.line of top, too"),
+        (PIN_TRIGGER, PIN_TRIGGER, r"trigger\.line: /dev/gpiochip0 17 is trigger\.line of top, too"),
+    ],
+)
+def test_no_two_cameras_have_the_same_coil_or_pin(cell, top, side, told):
+    text = CELL.replace('serial: "1"}', f'serial: "1"}}\n    {top}').replace("output: {kind: file, file: gate}", side)
+    if told is None:
+        assert len(read_stations(cell(text=text))) == 2
+        return
+    with pytest.raises(SettingsError, match=rf"^cameras\.side: {told}"):
+        read_stations(cell(text=text))
+
+
 @pytest.mark.parametrize("cameras", ["cameras: 3", "cameras: {}", "cameras: {top: 5}", "cameras: [top]"])
 def test_a_block_of_cameras_that_is_none_is_refused(cell, cameras):
     with pytest.raises(SettingsError, match=r"cameras.* found, need a block"):
