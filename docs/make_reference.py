@@ -32,7 +32,7 @@ UNITS = {
     "mb": "MB",
     "s": "s",
 }  # by the last word of a key
-LIKELY = {"mqtt.topic": "a/b"}  # values that a reader's own checks let pass
+LIKELY: dict[str, Any] = {"mqtt.topic": "a/b", "output.heartbeat_coil": 1}  # values that a reader's own checks let pass
 FORMULAS = {  # of defaults and limits that hang on other keys
     "0.9 x `takt_ms`": lambda given: 0.9 * given["takt_ms"],
     "`queue_length` x `takt_ms`": lambda given: given["queue_length"] * given["takt_ms"],
@@ -152,7 +152,8 @@ WORDS = {
     "camera.white_balance.green": "of green",
     "camera.white_balance.blue": "of blue",
     "engine.kind": "`auto`: openvino on x86-64 where it is installed, else onnxruntime; `tensorrt`: [GPU](engines.md)",
-    "engine.precision": "`bf16` on openvino only; fit thresholds on it first. `f16` on tensorrt, its default",
+    "engine.precision": "`bf16` on openvino only, where the [gate](engines.md#the-parity-gate) lets it; fit thresholds "
+    "on it first. `f16` on tensorrt, its default",
     "engine.threads": "of one inference on the CPU",
     "engine.runtime": "tensorrt: Python module",
     "engine.workspace_mb": "tensorrt: device memory that compiling may use",
@@ -250,7 +251,7 @@ class NotingSection(Section):
     def whole(self, key: str, default: Any = REQUIRED, *, minimum: int, maximum: int) -> int:
         """Note a whole number."""
         self._note(key, Key("whole", default, minimum, maximum))
-        return int(self._answer(key, default, minimum))
+        return int(self._answer(key, default, LIKELY.get(self._path + key, minimum)))
 
     def text(self, key: str, default: Any = REQUIRED) -> str:
         """Note text."""

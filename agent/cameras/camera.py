@@ -16,8 +16,11 @@ class Camera(Protocol):
     def start(self) -> None:
         """Connect and arm. Raises CameraError with what to check."""
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:
         """Ask for the exposure of one part; returns at once. The frame will carry trigger_id.
+
+        until_ns: time.monotonic_ns() after which another part may stand before the camera: an exposure that would come
+        later is not made, or brings no frame. None: at any time.
 
         Raises EndOfFrames if the source has no more parts.
         """

@@ -38,7 +38,7 @@ class FolderCamera:
         with self._changed:
             self._running = True
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:  # noqa: ARG002 - a file does not go by
         """Assign the next file to trigger_id; returns at once.
 
         Raises EndOfFrames after the last file, CameraError if not started.

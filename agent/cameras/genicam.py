@@ -117,8 +117,10 @@ class GenicamCamera:
             self.stop()
             raise
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:
         """Ask for the exposure of one part; returns at once. A camera with a trigger of its own ignores it.
+
+        until_ns: time.monotonic_ns() after which the camera's process gives no such trigger: one clock for both.
 
         Raises CameraError while the camera is away.
         """
@@ -126,7 +128,7 @@ class GenicamCamera:
         if child is None or not self._is_up:
             raise CameraError(self._fault)
         if self.settings.trigger.is_ours:
-            child.tell(what="trigger", trigger_id=trigger_id)
+            child.tell(what="trigger", trigger_id=trigger_id, until_ns=until_ns)
 
     def set_line(self, name: str, *, on: bool) -> None:
         """Set one of the camera's outputs, such as UserOutput0; it is off whenever the camera comes up.

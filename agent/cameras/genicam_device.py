@@ -2,8 +2,8 @@
 
 Nothing here holds a deadline: on a dead camera the nodes block for seconds, and waiting for a frame holds Python's
 lock. That is why it runs in a process of its own (`agent.cameras.process`). What harvesters does that is not wanted is
-not used: its `fetch` never returns while every frame is incomplete, its images keep their padding, its threads block
-for ever.
+not used: its `fetch` never returns while every frame is incomplete, `try_fetch` waits for as long as the wall clock is
+set back, its images keep their padding, its threads block for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from genicam import genapi, gentl  # type: ignore[import-untyped,import-not-found,unused-ignore]
-from harvesters.core import Callback, Harvester, ImageAcquirer
+from harvesters.core import Harvester, ImageAcquirer
 
 from agent.cameras.genicam_formats import Layout
 from agent.cameras.genicam_nodes import Value
@@ -175,7 +175,7 @@ class Device:
         self._map = self._acquirer.remote_device.node_map
         self.nodes = GenicamNodes(self._map)
         self.incomplete = 0
-        self._acquirer.add_callback(ImageAcquirer.Events.INCOMPLETE_BUFFER, _Counts(self))
+        self._arrivals: Any = None  # what tells of filled buffers, once it takes pictures
 
     @property
     def first_frame_id(self) -> int:
@@ -197,15 +197,17 @@ class Device:
             self._acquirer.start()
         except _FAULTS as error:
             raise CameraError(f"the camera cannot be started: {_short(error)}") from error
+        self._arrivals = next(iter(self._acquirer._new_buffer_event_monitor_dict.values()), None)
+        if self._arrivals is None:
+            raise CameraError("the camera has no stream of frames: another program may have it")
 
     def fetch(self, wait_ms: int) -> RawFrame | None:
         """Return the next complete frame, None if none came within wait_ms. Raises CameraError.
 
         One that is incomplete is counted in `incomplete` and given back at once.
         """
-        self._acquirer.timeout_period_on_update_event_data_call = wait_ms
         try:
-            buffer = self._acquirer.try_fetch(timeout=1e-6, is_raw=True)
+            buffer = self._filled(wait_ms)
             return None if buffer is None else self._raw(buffer)
         except _FAULTS as error:
             raise CameraError(f"no frame can be fetched: {_short(error)}") from error
@@ -240,6 +242,20 @@ class Device:
         with suppress(*_FAULTS, AttributeError, KeyError, RuntimeError):
             self._harvester.reset()
 
+    def _filled(self, wait_ms: int) -> Any:
+        """Return the next complete buffer, with its chunks in the nodes; None as `fetch` does."""
+        try:
+            self._arrivals.update_event_data(wait_ms)
+        except gentl.TimeoutException:
+            return None
+        buffer = self._arrivals.buffer
+        if _told(buffer.is_complete, False):
+            self._acquirer._update_chunk_data(buffer=buffer, is_manual=False)
+            return buffer
+        buffer.parent.queue_buffer(buffer)
+        self.incomplete += 1
+        return None
+
     def _raw(self, buffer: Any) -> RawFrame:
         kind = int(_told(lambda: buffer.payload_type, IMAGES[0]))
         if kind not in IMAGES:
@@ -256,18 +272,6 @@ class Device:
         )
         image = memoryview(data)[offset:]
         return RawFrame(image, layout, int(buffer.frame_id), _clock_ns(buffer), buffer)
-
-
-class _Counts(Callback):  # type: ignore[misc,unused-ignore]
-    """What harvesters calls for each incomplete frame."""
-
-    def __init__(self, device: Device) -> None:
-        super().__init__()
-        self._device = device
-
-    def emit(self, context: object = None) -> None:  # noqa: ARG002 its name is harvesters'
-        """Count it."""
-        self._device.incomplete += 1
 
 
 def producers(settings: GenicamSettings) -> list[Path]:
@@ -301,7 +305,7 @@ def cameras(files: list[Path]) -> list[Found]:
 def _harvester(files: list[Path]) -> Harvester:
     """Return harvesters with an up to date list of cameras. Raises CameraError if a producer cannot be loaded."""
     logger = logging.getLogger("harvesters.core")
-    logger.setLevel(logging.CRITICAL)  # it warns of each incomplete frame, which is counted here
+    logger.setLevel(logging.CRITICAL)  # what fails is told by us
     harvester = Harvester(logger=logger)
     for file in files:
         try:

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +30,7 @@ from agent.between.control import MOST_BYTES
 from agent.cameras.genicam_formats import Layout, PixelFormat, decode, pixel_format
 from agent.cameras.genicam_nodes import Applied, apply
 from agent.cameras.genicam_settings import GenicamSettings
-from agent.cameras.reckoning import Pairing
+from agent.cameras.reckoning import KEPT_TRIGGERS, Pairing
 from agent.cameras.slots import FrameSlots
 from agent.errors import CameraError
 from calibration.console import log_to_stderr
@@ -44,6 +45,7 @@ PROBE_S = 1.5  # of silence, then the camera is asked whether it is still there
 MOST_UNANSWERED = 3  # triggers in a row, over at least this time
 UNANSWERED_S = 0.8
 PATIENCE_S, TRY_AGAIN_S = 30.0, 1.0  # for a camera that was lost
+FOREVER_NS = 2**63
 NOT_INSTALLED = "harvesters or genicam is not installed: pip install 'taktsight[genicam]'"
 
 
@@ -74,6 +76,7 @@ class CameraSession:
         self._chunks = self._chunk_nodes()
         self._device.start(self.settings.buffers)
         self._pairing = Pairing(self._device.first_frame_id)
+        self._too_late: deque[int] = deque(maxlen=KEPT_TRIGGERS)  # triggers whose frame may show another part
         self._heard_ns = time.monotonic_ns()  # when the camera last gave a sign of life
         self._unanswered = self._unanswered_since_ns = 0
         self._incomplete = self._crowded = self._withheld = 0
@@ -163,7 +166,7 @@ class CameraSession:
             if message["what"] == "line":
                 self._set_line(message)
             elif message["what"] == "trigger":
-                self._give_trigger(message["trigger_id"])
+                self._give_trigger(message["trigger_id"], message.get("until_ns"))
             wait_s = 0.0
 
     def _set_line(self, message: dict[str, Any]) -> None:
@@ -173,15 +176,24 @@ class CameraSession:
         self._wait_ms = AWAIT_MS
         self._tell("line", number=message["number"])
 
-    def _give_trigger(self, trigger_id: int) -> None:
-        """Trigger the camera, unless the answer could not be told from that to the trigger before."""
+    def _give_trigger(self, trigger_id: int, until_ns: int | None) -> None:
+        """Trigger the camera, unless the answer could not be told from that to the trigger before.
+
+        until_ns: after which another part may stand there; a trigger that waited until then is not given, one that took
+        until then to be given brings no frame.
+        """
         assert self._trigger is not None
+        until_ns = FOREVER_NS if until_ns is None else until_ns
         before_ns = time.monotonic_ns()
-        if not self._pairing.may_trigger(before_ns):
+        if before_ns > until_ns or not self._pairing.may_trigger(before_ns):
             self._withheld += 1
             return
         self._trigger()
-        self._pairing.given(trigger_id, before_ns, time.monotonic_ns())
+        after_ns = time.monotonic_ns()
+        self._pairing.given(trigger_id, before_ns, after_ns)
+        if after_ns > until_ns:
+            self._withheld += 1
+            self._too_late.append(trigger_id)
         if self._unanswered == 0:
             self._unanswered_since_ns = before_ns
         self._unanswered += 1
@@ -193,6 +205,8 @@ class CameraSession:
         trigger_id = (
             None if self._trigger is None else self._pairing.answered(frame.frame_id, frame.exposed_ns, received_ns)
         )
+        if trigger_id in self._too_late:
+            trigger_id = None
         slot = self._slots.take()
         if slot is None or (self._trigger is not None and trigger_id is None):
             self._device.give_back(frame)

@@ -55,7 +55,7 @@ class SimulatedCamera:
                 self._thread = threading.Thread(target=self._expose, args=arguments, name="camera", daemon=True)
                 self._thread.start()
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:  # noqa: ARG002 - it draws this part
         """Queue the exposure of one part; returns at once. While unplugged the trigger goes unanswered.
 
         Raises CameraError if not started.

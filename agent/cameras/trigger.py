@@ -1,7 +1,8 @@
 """Port: what announces a part, where neither the beat nor the camera does: a signal of a PLC, a pin of this computer.
 
 The agent then gives the camera its software trigger. A part of which it heard too late for a picture is a part all the
-same: it is announced as lost, and gets its no_verdict.
+same: it is announced as lost, and gets its no_verdict. So does a part that it comes to too late itself: nobody triggers
+the camera later than `within_ms` after the part (`agent.line.pace`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 KINDS = ("modbus", "gpio")
 INPUT, COIL, COUNTER = "input", "coil", "counter"
+WITHIN_MS = 50.0
 COUNTED = ("parts_announced", "parts_announced_late", "parts_too_near", "trigger_source_losses", "trigger_count_resets")
 
 
@@ -31,6 +33,7 @@ class Announced:
     at_ns: int  # time.monotonic_ns()
     lost: int = 0  # parts before, for whose picture it is too late
     opens: bool = True  # whether one stands before the camera now
+    since_ns: int | None = None  # the earliest moment at which that one may have come; None: at_ns
 
 
 class TriggerSource(Protocol):
@@ -59,7 +62,7 @@ class PlcSignal:
     address: int = 0  # in the protocol, from 0
     poll_ms: float = 5.0
     answer_ms: float = 100.0  # within which the PLC must answer
-    within_ms: float = 50.0  # a part heard of later may have gone by
+    within_ms: float = WITHIN_MS  # a part heard of later may have gone by
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class PinSignal:
     line: int  # its number on the chip
     is_active_low: bool = False  # a part comes with the falling edge
     debounce_us: float = 0.0
+    within_ms: float = WITHIN_MS  # a part whose edge was longer ago may have gone by
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +90,13 @@ class TriggerSourceSettings:
             if self.plc is not None:
                 from agent.cameras.trigger_plc import PlcTrigger  # noqa: PLC0415
 
-                return PlcTrigger(self.plc, Announcements(self.least_gap_ms))
+                return PlcTrigger(self.plc, Announcements(self.least_gap_ms, self.plc.within_ms))
             from agent.cameras.trigger_pin import PinTrigger  # noqa: PLC0415
         except ImportError as error:
             kind = "gpio" if self.plc is None else "modbus"
             raise MissingPackage(f"trigger.kind {kind}: {error}: pip install 'taktsight[{kind}]'") from error
         assert self.pin is not None
-        return PinTrigger(self.pin, Announcements(self.least_gap_ms))
+        return PinTrigger(self.pin, Announcements(self.least_gap_ms, self.pin.within_ms))
 
 
 def read_trigger(section: Section) -> TriggerSourceSettings:
@@ -108,6 +112,7 @@ def read_trigger(section: Section) -> TriggerSourceSettings:
         section.whole("line", minimum=0, maximum=1023),
         is_active_low=level == "low",
         debounce_us=section.number("debounce_us", 0.0, minimum=0.0, maximum=1e6),
+        within_ms=_within_ms(section),
     )
     return TriggerSourceSettings(pin=pin, least_gap_ms=least_gap_ms)
 
@@ -121,7 +126,7 @@ def _plc(section: Section) -> PlcSignal:
         address=section.whole("address", minimum=0, maximum=65535),
         poll_ms=section.number("poll_ms", 5.0, minimum=1.0, maximum=1000.0),
         answer_ms=section.number("answer_ms", 100.0, minimum=5.0, maximum=10_000.0),
-        within_ms=section.number("within_ms", 50.0, minimum=1.0, maximum=10_000.0),
+        within_ms=_within_ms(section),
     )
     if plc.poll_ms >= plc.within_ms:
         raise SettingsError(
@@ -131,10 +136,16 @@ def _plc(section: Section) -> PlcSignal:
     return plc
 
 
+def _within_ms(section: Section) -> float:
+    return section.number("within_ms", WITHIN_MS, minimum=1.0, maximum=10_000.0)
+
+
 class Announcements:
     """What a source has announced and nobody has taken yet; one thread announces, another takes."""
 
-    def __init__(self, least_gap_ms: float = 0.0) -> None:
+    def __init__(self, least_gap_ms: float = 0.0, within_ms: float = WITHIN_MS) -> None:
+        """within_ms: after which a part may have gone by, and is not pictured."""
+        self.within_ns = round(within_ms * 1e6)
         self._least_gap_ns = round(least_gap_ms * 1e6)
         self._waiting: deque[Announced] = deque()
         self._last_ns = 0

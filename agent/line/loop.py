@@ -28,7 +28,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import cast
 
@@ -55,6 +55,7 @@ MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their 
 MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
 NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"
 TOO_LATE = "the trigger's source told of this part too late for a picture, or of several at once: see docs/camera.md"
+HELD_UP = "the agent came to this part too late for a picture, another one may stand there by now: see docs/camera.md"
 
 
 class Line:
@@ -107,13 +108,17 @@ class Line:
 
         Raises CameraError if the camera or the beat's source cannot be started; after that it never raises for either.
         """
-        with running(self._pace, self._wake.set):
-            self._most_parts = count
+        self._most_parts = count
+        with ExitStack() as ends:  # of each, from the last to the first
+            ends.callback(self.states.fire, Event.STOP)
+            ends.callback(self._camera.stop)
+            self._camera.start()  # before parts come: one that waited for the camera has gone by
+            ends.enter_context(running(self._pace, self._wake.set))
+            ends.callback(self._output.close)  # rests before the camera goes: it may be an output of the camera
             self._run()
         return self.tally
 
     def _run(self) -> None:
-        self._camera.start()
         if self.held is None:
             self.states.fire(Event.START)
         workers = [
@@ -133,9 +138,6 @@ class Line:
             self._settle_all(Reason.STOPPING, "the agent was stopped when this part came")
             self._settled.put(None)
             delivery.join()
-            self._camera.stop()
-            self._output.close()
-            self.states.fire(Event.STOP)
 
     def stop(self) -> None:
         """Give no more triggers; `run` returns once the open ones have their verdicts. Safe in a signal handler."""
@@ -196,7 +198,7 @@ class Line:
             if self._open(trigger_id, announced.at_ns):
                 self._speak_for(trigger_id, Reason.FRAME_LOST, TOO_LATE)
         if announced.opens and not self._has_all_parts():
-            self._trigger(announced.at_ns)
+            self._trigger(announced)
 
     def _wait(self, next_trigger_ns: int | None) -> None:
         """Sleep until the next trigger or deadline, or until something changes."""
@@ -206,12 +208,17 @@ class Line:
             self._wake.wait(wait_s)
         self._wake.clear()
 
-    def _trigger(self, opened_ns: int) -> None:
+    def _trigger(self, announced: Announced) -> None:
+        """Open the part that stands before the camera, and have its picture taken while it does."""
         trigger_id = self.tally.triggers + 1
-        if not self._open(trigger_id, opened_ns):
+        if not self._open(trigger_id, announced.at_ns):
+            return
+        until_ns = self._pace.until_ns(announced)
+        if until_ns is not None and time.monotonic_ns() > until_ns:
+            self._speak_for(trigger_id, Reason.FRAME_LOST, HELD_UP)
             return
         try:
-            self._camera.trigger(trigger_id)
+            self._camera.trigger(trigger_id, until_ns)
         except EndOfFrames:
             self._ledger.settle(trigger_id)
             self._observer.withdrawn(trigger_id)
@@ -319,8 +326,7 @@ class Line:
         self._send(verdict, entry, now_ns)
 
     def _speak_for(self, trigger_id: int, reason: Reason, detail: str) -> None:
-        entry = self._ledger.settle(trigger_id)
-        if entry is not None:
+        if (entry := self._ledger.settle(trigger_id)) is not None:
             self._send(_without(trigger_id, reason, detail, entry.frame), entry, time.monotonic_ns())
 
     def _settle_overdue(self, now_ns: int) -> None:

@@ -1,4 +1,14 @@
-"""What gives a line its parts: the beat, a signal of the plant, or the camera's own trigger."""
+"""What gives a line its parts: the beat, a signal of the plant, or the camera's own trigger.
+
+Who triggers the camera may come to a part too late: the process was put aside, parts waited. A picture that is taken
+then shows another part, and this one would get its verdict. So each part has a moment until which it can be pictured:
+
+    a signal    within_ms after the earliest moment at which it may have come, and a takt after it was announced: the
+                next one may stand there then
+    the beat    half a takt: beyond it a picture is nearer to the next part's moment than to its own
+
+and none is pictured after its deadline.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +26,8 @@ class Pace:
     """
 
     next_ns: int | None = None  # when to ask again at the latest, time.monotonic_ns(); None: `wake` says so, or nobody
+    within_ns: int | None = None  # how long after it may have come a part can be pictured; None: nobody knows
+    most_ns: int | None = None  # and so long after it was announced; None: within_ns is all
 
     def start(self, wake: Callable[[], object]) -> None:
         """Begin; wake is called when there is something to take. Raises CameraError if the signal cannot be had."""
@@ -27,12 +39,20 @@ class Pace:
         """Return what has come and was not taken yet; None while nothing has."""
         return None
 
+    def until_ns(self, announced: Announced) -> int | None:
+        """Return until when the part that stands there now can be pictured, time.monotonic_ns(); None: at any time."""
+        if self.within_ns is None:
+            return None
+        until_ns = (announced.at_ns if announced.since_ns is None else announced.since_ns) + self.within_ns
+        return until_ns if self.most_ns is None else min(until_ns, announced.at_ns + self.most_ns)
+
 
 def pace_of(beat: Beat) -> Pace:
     """Return what gives this line its parts."""
+    takt_ns, deadline_ns = round(beat.takt_ms * 1e6), round(beat.deadline_ms * 1e6)
     if beat.source is not None:
-        return Signalled(beat.source)
-    return Pace() if beat.by_camera else OnTheBeat(round(beat.takt_ms * 1e6))
+        return Signalled(beat.source, min(takt_ns, deadline_ns))
+    return Pace() if beat.by_camera else OnTheBeat(takt_ns, deadline_ns)
 
 
 @contextmanager
@@ -48,8 +68,10 @@ def running(pace: Pace, wake: Callable[[], object]) -> Iterator[None]:
 class OnTheBeat(Pace):
     """Every takt, from the first question on."""
 
-    def __init__(self, takt_ns: int) -> None:
+    def __init__(self, takt_ns: int, most_ns: int | None = None) -> None:
+        """most_ns: after a part has come, it is not pictured any more; None: half a takt is all."""
         self._takt_ns = takt_ns
+        self.within_ns, self.most_ns = takt_ns // 2, most_ns
 
     def take(self, now_ns: int) -> Announced | None:
         """Return a part where it is time for one."""
@@ -65,8 +87,10 @@ class OnTheBeat(Pace):
 class Signalled(Pace):
     """When a PLC or a pin says so."""
 
-    def __init__(self, source: TriggerSource) -> None:
+    def __init__(self, source: TriggerSource, most_ns: int | None = None) -> None:
+        """most_ns: after a part was announced, it is not pictured any more; None: the source's own limit is all."""
         self._source = source
+        self.within_ns, self.most_ns = source.announcements.within_ns, most_ns
 
     def start(self, wake: Callable[[], object]) -> None:
         """Listen to the source."""

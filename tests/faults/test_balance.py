@@ -72,6 +72,7 @@ class OnCommand(Pace):
     """Gives a part when it was told to."""
 
     is_due = False
+    within_ns = 8 * MS  # a clock that is put aside for longer comes too late
 
     def take(self, now_ns: int) -> Announced | None:
         is_due, self.is_due = self.is_due, False
@@ -150,7 +151,7 @@ class World:
 
     # What the line sees
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:
         if self.refuses:
             raise CameraError("not armed")
         self.waiting.append(trigger_id)
@@ -486,7 +487,7 @@ class Conveyor(Observer):
     def start(self) -> None:
         pass
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:
         if trigger_id > self.parts:
             raise EndOfFrames("no more parts")
         frame = self.script[trigger_id - 1][0]

@@ -222,3 +222,14 @@ def test_the_pixels_of_frames_that_are_kept_never_change_however_many_come_after
         camera.trigger(trigger_id)
         held.append(next_frame(camera))
     assert [int(np.unique(frame.pixels)[0]) for frame in held] == list(range(1, 41))
+
+
+def test_the_cameras_process_hears_until_when_a_part_stands_there(scripted):
+    answer = (
+        "    message = json.loads(end.recv(65536)); frame(message['trigger_id'], number, until=message['until_ns'])"
+    )
+    camera = scripted("ready()", "for number in (1, 2):", answer, "linger()")
+    camera.start()
+    camera.trigger(1, 10**15 + 7)
+    camera.trigger(2)
+    assert [next_frame(camera).facts["until"] for _ in range(2)] == [10**15 + 7, None]

@@ -27,7 +27,7 @@ class OwnTrigger:
     def start(self):
         pass
 
-    def trigger(self, trigger_id):
+    def trigger(self, trigger_id, until_ns=None):
         self.triggered.append(trigger_id)
 
     def next_frame(self, timeout_s):

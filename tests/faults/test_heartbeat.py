@@ -28,7 +28,7 @@ class Camera:
     def start(self):
         pass
 
-    def trigger(self, trigger_id):
+    def trigger(self, trigger_id, until_ns=None):
         self.triggered.put(trigger_id)
 
     def next_frame(self, timeout_s):

@@ -14,11 +14,16 @@ from recipes import LEVEL, SIDE, tiny_recipe
 from agent.cameras.simulated import SimulatedCamera
 from agent.engines.engine import EngineSettings, open_engine
 from agent.errors import CameraError, EndOfFrames
+from agent.line.beat import Observer
 from agent.line.loop import Beat, Deliver, Line, Settled, Tally
 from agent.line.pipeline import Pipeline
+from agent.outputs.camera import CameraLine
+from agent.outputs.gate import Gate, GateTiming
+from agent.outputs.output import NoOutput
 from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
+from tests.broker import wait_until
 
 TAKT_MS = 60.0
 GOOD = np.full((SIDE, SIDE), round(LEVEL * 255), np.uint8)
@@ -34,13 +39,15 @@ class ScriptedCamera:
         self.lock = threading.Lock()
         self.down = threading.Event()
         self.stopped = False
+        self.triggered: list[int] = []
 
     def start(self) -> None:
         pass
 
-    def trigger(self, trigger_id: int) -> None:
+    def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:
         if trigger_id > self.parts:
             raise EndOfFrames("no more parts")
+        self.triggered.append(trigger_id)
         delay_ms = self.script.get(trigger_id, 1.0)
         if delay_ms is not None:
             with self.lock:
@@ -179,10 +186,10 @@ def test_parts_before_a_camera_that_is_down_are_no_verdict_and_it_comes_back() -
 
 def test_a_trigger_that_the_camera_refuses_is_camera_down_at_once() -> None:
     class Refusing(ScriptedCamera):
-        def trigger(self, trigger_id: int) -> None:
+        def trigger(self, trigger_id: int, until_ns: int | None = None) -> None:
             if trigger_id == 2:
                 raise CameraError("not armed")
-            super().trigger(trigger_id)
+            super().trigger(trigger_id, until_ns)
 
     verdicts, _, _ = run(Refusing())
     assert reasons(verdicts) == {2: Reason.CAMERA_DOWN}
@@ -362,3 +369,73 @@ def tiny_view(side: int) -> object:
     from calibration.preprocess import View
 
     return View(SIDE, SIDE, colour=False, reference_size=(side, side))
+
+
+class Ahead:
+    """Stands in for the module `time`: it is later than it was, by what a test says."""
+
+    def __init__(self) -> None:
+        self.by_ns = 0
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns() + self.by_ns
+
+
+@pytest.mark.parametrize(("held_up_s", "is_pictured"), [(10, True), (31, False)])
+def test_a_part_that_the_clock_came_to_after_half_a_takt_is_not_pictured(
+    monkeypatch: pytest.MonkeyPatch, held_up_s: int, is_pictured: bool
+) -> None:
+    ahead, camera, verdicts = Ahead(), ScriptedCamera(), []
+    monkeypatch.setattr("agent.line.loop.time", ahead)
+
+    class Stall(Observer):
+        def opened(self, trigger_id: int) -> None:
+            ahead.by_ns += held_up_s * 10**9
+
+    line = Line(camera, Slow(lambda frame: None), Beat(60_000.0, 59_000.0), collect(verdicts), observer=Stall())
+    line.run(1)
+    wanted = (Outcome.PASS, Reason.SCORE) if is_pictured else (Outcome.NO_VERDICT, Reason.FRAME_LOST)
+    assert [(verdict.outcome, verdict.reason) for verdict in verdicts] == [wanted]
+    assert camera.triggered == ([1] if is_pictured else [])
+
+
+class WithLines(ScriptedCamera):
+    """A camera with outputs, which can be set from its start to its end."""
+
+    is_up = is_on = False
+
+    def start(self) -> None:
+        self.is_up = True
+
+    def set_line(self, name: str, *, on: bool) -> None:
+        if not self.is_up:
+            raise CameraError("not started")
+        self.is_on = on
+
+    def stop(self) -> None:
+        super().stop()
+        self.is_up = False
+
+
+def test_a_gate_on_the_cameras_output_rests_when_the_line_has_ended() -> None:
+    camera = WithLines()
+    gate = Gate(CameraLine(camera, "UserOutput0"), GateTiming(at_ms=0.0, pulse_ms=60_000.0))
+
+    def deliver(batch: Sequence[Settled]) -> None:
+        wait_until(lambda: camera.is_on)
+
+    Line(camera, Slow(lambda frame: None), Beat(2000.0, 1900.0), deliver, output=gate).run(1)
+    assert gate.counters()["gate_opened"] == 1
+    assert (camera.is_on, camera.stopped) == (False, True)
+
+
+def test_a_gate_that_fails_in_the_end_leaves_no_camera_behind() -> None:
+    class Broken(NoOutput):
+        def close(self) -> None:
+            raise OSError("no contact")
+
+    camera = WithLines()
+    line = Line(camera, Slow(lambda frame: None), Beat(2000.0, 1900.0), lambda batch: None, output=Broken())
+    with pytest.raises(OSError, match="no contact"):
+        line.run(1)
+    assert camera.stopped

@@ -16,6 +16,7 @@ from agent.between.publish_process import Ended
 from agent.between.ring import Ring
 from agent.config import read_station
 from agent.errors import OutboxFull
+from agent.health.message import GAUGES
 from agent.line import inspection
 from agent.publishing.process import as_hello
 from agent.publishing.publication import Publication
@@ -111,6 +112,12 @@ def station(tmp_path, monkeypatch):
     yield one
     one.stop()
     assert one.ended is not None
+
+
+def test_a_station_sets_every_figure_of_its_own_that_is_named_and_no_other(station):
+    health = station.disk.publication._reporter._health
+    wait_until(lambda: health.gauges)
+    assert set(health.gauges) == set(GAUGES)
 
 
 def test_a_full_disk_halts_the_station_and_no_verdict_is_lost_once_there_is_room(station):

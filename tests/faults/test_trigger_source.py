@@ -35,7 +35,7 @@ from calibration.errors import SettingsError
 from calibration.preprocess import View
 from tests.broker import free_port, wait_until
 from tests.plant import Process
-from tests.plc import Plc
+from tests.plc import Plc, RudePlc
 from tests.recipes import SIDE, write_tiny_recipe
 
 MS = 1_000_000
@@ -141,6 +141,17 @@ def test_a_counter_tells_of_parts_between_two_questions_and_over_its_end(conveyo
     assert [(each.lost, each.opens) for each in announced(one, 4)] == [(3, True)]
 
 
+def test_a_part_may_have_come_since_the_plc_was_asked_before(conveyor, source):
+    one = source(COUNTER, poll_ms=300.0)
+    before_ns = time.monotonic_ns()
+    conveyor.count(1)
+    after_ns = time.monotonic_ns()
+    (part,) = announced(one, 1)
+    assert part.since_ns < after_ns
+    assert part.since_ns < part.at_ns
+    assert part.at_ns > before_ns
+
+
 def test_a_counter_that_begins_anew_is_not_taken_for_parts(conveyor, source):
     conveyor.count(20_000)
     one = source(COUNTER)
@@ -178,6 +189,63 @@ def test_parts_that_the_plc_counted_while_it_could_not_be_reached_are_lost(conve
     assert [(each.lost, each.opens) for each in announced(one, 3)] == [(3, False)]
     assert one.announcements.fault == ""
     assert one.announcements.counters()["trigger_source_losses"] == 1
+
+
+@pytest.fixture
+def rude():
+    """Return a PLC without manners, and a function that starts a source at it; all are ended in the end."""
+    plc, made = RudePlc(), []
+
+    def start(signal, on_event=lambda: None):
+        settings = PlcSignal("127.0.0.1", port=plc.port, signal=signal, within_ms=3000.0, answer_ms=3000.0)
+        made.append(TriggerSourceSettings(plc=settings).open())
+        made[-1].start(on_event)
+        return made[-1]
+
+    yield plc, start
+    for one in made:
+        one.stop()
+    plc.close()
+
+
+@pytest.mark.parametrize("signal", [COUNTER, COIL, INPUT])
+@pytest.mark.parametrize(("fault", "told"), [("resets", "the connection broke"), ("cuts", "an answer without a value")])
+def test_a_plc_that_resets_the_connection_or_answers_nothing_is_a_lost_signal_and_asked_again(
+    rude, monkeypatch, signal, fault, told
+):
+    monkeypatch.setattr("agent.cameras.trigger_plc.RETRY_S", 0.05)
+    plc, start = rude
+    one = start(signal)
+    setattr(plc, fault, True)
+    wait_until(lambda: one.announcements.fault)
+    assert told in one.announcements.fault
+    plc.count, plc.is_on = 1, True
+    setattr(plc, fault, False)
+    assert sum(each.lost + each.opens for each in announced(one, 1)) == 1
+    assert one.announcements.fault == ""
+
+
+def test_an_error_that_nobody_foresaw_is_a_lost_signal_logged_once_and_the_plc_is_asked_again(
+    rude, monkeypatch, caplog
+):
+    monkeypatch.setattr("agent.cameras.trigger_plc.RETRY_S", 0.05)
+    plc, start = rude
+
+    def on_event():
+        if plc.count < 3:
+            raise ArithmeticError("who takes them is broken")
+
+    one = start(COUNTER, on_event)
+    for count in (1, 2):
+        plc.count = count
+        announced(one, 1)
+        wait_until(lambda count=count: one.announcements.counters()["trigger_source_losses"] == count)
+    plc.count = 3
+    announced(one, 1)
+    assert one.announcements.fault == ""
+    traced = [record for record in caplog.records if record.exc_info]
+    assert [record.exc_info[0] for record in traced] == [ArithmeticError]
+    assert "trigger: counter 0 of 127.0.0.1" in traced[0].message
 
 
 def test_edges_nearer_than_parts_can_be_are_counted_and_are_parts(conveyor, source):
@@ -246,8 +314,8 @@ def test_a_pin_that_cannot_be_had_is_told():
 class Scripted:
     """A source that announces what a test says."""
 
-    def __init__(self) -> None:
-        self.announcements = Announcements()
+    def __init__(self, within_ms=30_000.0) -> None:
+        self.announcements = Announcements(within_ms=within_ms)
 
     def start(self, on_event):
         self.announcements.on_event = on_event
@@ -257,6 +325,18 @@ class Scripted:
 
     def put(self, lost=0, opens=True, ago_ms=0.0):
         self.announcements.put(Announced(time.monotonic_ns() - round(ago_ms * MS), lost=lost, opens=opens))
+
+
+class Noting(SimulatedCamera):
+    """A simulated camera that notes for which parts it was triggered, and until when each of them stands there."""
+
+    def __init__(self) -> None:
+        super().__init__(SimulatedLine(LineSettings(width_px=64, height_px=64)))
+        self.given: dict[int, int] = {}
+
+    def trigger(self, trigger_id, until_ns=None):
+        self.given[trigger_id] = until_ns
+        super().trigger(trigger_id, until_ns)
 
 
 class Passing:
@@ -270,7 +350,7 @@ def run_line(announce, count=None, **line):
     """Return the verdicts of a line whose parts `announce(source, line)` announces, in a thread of its own."""
     settled, scripted = [], Scripted()
     camera = SimulatedCamera(SimulatedLine(LineSettings(width_px=64, height_px=64, **line)))
-    beat = Beat(takt_ms=100.0, deadline_ms=400.0, queue_length=4, source=scripted)
+    beat = Beat(takt_ms=400.0, deadline_ms=400.0, queue_length=4, source=scripted)
     one = Line(camera, Passing(), beat, settled.extend)
 
     def act():
@@ -297,6 +377,66 @@ def test_announced_parts_are_triggered_and_counted_from_their_moment():
     verdicts = run_line(announce)
     assert [verdict.outcome for verdict in verdicts.values()] == [Outcome.PASS, Outcome.PASS]
     assert verdicts[2].latency_ms >= 150.0
+
+
+SLOW = {"takt_ms": 20_000.0, "deadline_ms": 30_000.0}  # a picture after 10 s would still be in time for the deadline
+
+
+def test_of_two_edges_that_are_read_after_a_stall_the_part_that_has_gone_by_is_not_pictured():
+    now_ns = time.monotonic_ns()
+    edges = Edges([(1, now_ns - 10_000 * MS), (2, now_ns)])
+    settings = replace(PIN, within_ms=5000.0)
+    pin = PinTrigger(settings, Announcements(within_ms=settings.within_ms), lambda _: edges)
+    camera, settled = Noting(), []
+    Line(camera, Passing(), Beat(**SLOW, source=pin), settled.extend).run(2)
+    verdicts = {one.verdict.trigger_id: one.verdict for one in settled}
+    assert (verdicts[1].outcome, verdicts[1].reason) == (Outcome.NO_VERDICT, Reason.FRAME_LOST)
+    assert "came to this part too late for a picture" in verdicts[1].detail
+    assert verdicts[2].outcome is Outcome.PASS
+    assert camera.given == {2: now_ns + 5000 * MS}
+
+
+def test_a_part_that_may_have_come_long_before_it_was_heard_of_is_not_pictured():
+    source, camera, settled = Scripted(within_ms=5000.0), Noting(), []
+    now_ns = time.monotonic_ns()
+    source.announcements.put(Announced(now_ns, since_ns=now_ns - 10_000 * MS))
+    Line(camera, Passing(), Beat(**SLOW, source=source), settled.extend).run(1)
+    assert [one.verdict.reason for one in settled] == [Reason.FRAME_LOST]
+    assert camera.given == {}
+
+
+def test_parts_that_go_by_while_the_camera_starts_are_not_heard_of_and_pictured_later():
+    class Listening(Scripted):
+        is_on = False
+
+        def start(self, on_event):
+            super().start(on_event)
+            self.is_on = True
+            self.put()
+
+    class Starting(Noting):
+        def start(self):
+            if source.is_on:
+                source.put(ago_ms=1000.0)
+            super().start()
+
+    source, camera, settled = Listening(), Starting(), []
+    Line(camera, Passing(), Beat(**SLOW, source=source), settled.extend).run(1)
+    assert [one.verdict.outcome for one in settled] == [Outcome.PASS]
+    assert len(camera.given) == 1
+    assert len(taken(source)) == 0
+
+
+def test_a_signal_that_cannot_be_had_lets_the_camera_go_again():
+    class Absent(Scripted):
+        def start(self, on_event):
+            raise CameraError("the PLC is away")
+
+    camera = Noting()
+    with pytest.raises(CameraError, match="the PLC is away"):
+        Line(camera, Passing(), Beat(**SLOW, source=Absent()), lambda batch: None).run(1)
+    with pytest.raises(CameraError, match="not started"):
+        camera.trigger(1)
 
 
 def test_parts_that_are_announced_as_lost_get_their_verdict_at_once_and_in_order():
@@ -373,6 +513,28 @@ def test_a_station_gives_each_part_that_the_plc_counts_one_verdict(conveyor, tmp
     assert [trigger for trigger, reason in verdicts.items() if reason == "frame_lost"] == [3, 4]
 
 
+def test_capture_takes_the_parts_that_the_plc_announces_and_not_one_per_takt(conveyor, tmp_path):
+    station = (
+        "station: cell7\ntakt_ms: 10\ncamera: {kind: simulated, width_px: 64, height_px: 64}\n"  # no recipe yet
+        f"trigger: {{kind: modbus, host: 127.0.0.1, port: {conveyor.plc.port}, signal: counter, address: 0, "
+        "answer_ms: 3000, within_ms: 3000}\n"
+    )
+    (tmp_path / "station.yaml").write_text(station)
+    recording = tmp_path / "recording"
+    words = ["-m", "agent", "capture", str(tmp_path / "station.yaml"), str(recording), "--count", "3"]
+    capture = Process(words, tmp_path / "log")
+    capture.start()
+    try:
+        wait_until(lambda: "waiting for a part on counter 0 of 127.0.0.1" in capture.output, 60)
+        assert list(recording.glob("*.png")) == []
+        for step in (1, 2, 3):
+            conveyor.count(step)
+            wait_until(lambda step=step: len(list(recording.glob("*.png"))) == step, 20)
+        wait_until(lambda: "recording: " in capture.output, 20)
+    finally:
+        capture.stop()
+
+
 @pytest.mark.parametrize(
     ("trigger", "told"),
     [
@@ -403,3 +565,13 @@ def test_a_camera_with_a_trigger_of_its_own_has_no_other_source(tmp_path):
     (tmp_path / "station.yaml").write_text(software)
     wanted = replace(PIN, chip=Path("/dev/gpiochip0"), line=4, is_active_low=True, debounce_us=200.0)
     assert read_station(tmp_path / "station.yaml").trigger == TriggerSourceSettings(pin=wanted)
+
+
+def test_how_long_a_part_stands_before_the_camera_can_be_said_of_a_pin_too(tmp_path):
+    lines = "station: a\nrecipe: a\nrecipes: {unsigned: allow}\ntakt_ms: 500\ncamera: {kind: simulated}\n"
+    (tmp_path / "station.yaml").write_text(f"{lines}trigger: {{kind: gpio, line: 4, within_ms: 20}}\n")
+    settings = read_station(tmp_path / "station.yaml").trigger
+    assert settings.pin.within_ms == 20.0
+    assert settings.open().announcements.within_ns == 20 * MS
+    plc = PlcSignal("plc", within_ms=30.0)
+    assert TriggerSourceSettings(plc=plc).open().announcements.within_ns == 30 * MS

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -116,6 +117,9 @@ def test_a_publish_process_that_is_killed_again_and_again_costs_no_verdict_and_n
     assert station.publish_process().is_running()
     found = balance(station.settle())
     assert len({run for run, _ in found}) == 1  # the inspection went on all the time
+    moments_ms = [message["monotonicMs"] for message in found.values()]  # so its clock did, too
+    assert moments_ms[0] >= 0
+    assert all(later_ms > earlier_ms - TAKT_MS for earlier_ms, later_ms in pairwise(moments_ms))
     assert len(found) == len(station.gate())
     for (_, trigger), message in found.items():
         assert (trigger, message["lineAction"]) in [(told, action) for told, action, _ in station.gate()]

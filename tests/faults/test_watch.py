@@ -160,6 +160,17 @@ def test_the_demo_broker_carries_verdicts_and_ends_when_asked(tmp_path):
         assert (process.returncode, complaints) == (0, b"")
 
 
+def test_watch_says_with_which_protocol_to_ask_a_broker_that_speaks_the_other_one():
+    pytest.importorskip("amqtt", reason="amqtt is not installed: run `pip install taktsight[demo]`")
+    port = free_port()
+    program = [sys.executable, str(PROJECT / "demo" / "broker.py"), str(port)]
+    with subprocess.Popen(program, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        with pytest.raises(BrokerError, match="Unsupported protocol version: ask with --protocol 3"):
+            watch(MqttSettings(topic=ROOT, port=port), count=1, timeout_s=8.0, console=Console(file=io.StringIO()))
+        process.send_signal(signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("reason", "detail", "cause"),
     [

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from recipes import write_tiny_recipe
 
 from agent.cameras.genicam import GenicamCamera
 from agent.cameras.genicam_settings import FREE_RUN, GenicamSettings, TriggerSettings
+from agent.cameras.process import open_device
 from agent.errors import CameraError
 from agent.line.beat import Beat
 from agent.line.loop import Line
@@ -30,6 +32,8 @@ from agent.outputs.camera import CameraLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
 from calibration.preprocess import View
+from calibration.recording import recorded_frames
+from tests.broker import wait_until
 
 pytest.importorskip("harvesters", reason="harvesters is not installed: pip install 'taktsight[genicam]'")
 pytest.importorskip("genicam", reason="genicam is not installed: pip install 'taktsight[genicam]'")
@@ -371,6 +375,32 @@ def test_the_agent_answers_every_part_that_the_cameras_line_announces(linecam, t
     assert told_to_the_gate(tmp_path) == list(range(1, 41))
 
 
+def test_capture_takes_the_parts_that_the_cameras_line_announces_however_long_they_take(linecam, tmp_path):
+    simulator, recording = linecam("--drop", "3"), tmp_path / "recording"
+    (tmp_path / "station.yaml").write_text(  # no recipe yet
+        "station: cell7\ntakt_ms: 50\n"
+        f"camera: {{kind: genicam, serial: {simulator.serial}, producer: {producer()}, trigger: {{source: Line1}}}}\n"
+    )
+    command = [sys.executable, "-m", "agent", "capture", str(tmp_path / "station.yaml"), str(recording), "--count", "4"]
+    capture = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        give_up_s, has_paused = time.monotonic() + 60.0, False
+        while capture.poll() is None and time.monotonic() < give_up_s:
+            if not has_paused and list(recording.glob("*.png")):
+                has_paused = True
+                time.sleep(4.5)  # as long as two frames may take that are lost
+            simulator.tell("line")
+            time.sleep(0.2)
+        told = capture.communicate(timeout=20.0)[0]
+    finally:
+        capture.kill()
+        capture.wait()
+    assert capture.returncode == 0
+    assert [frame.trigger_id for frame in recorded_frames(recording)] == [1, 2, 4, 5]
+    assert "waiting for a part on Line1 of the camera" in told
+    assert "1 of 5 triggers brought no frame" in told
+
+
 def test_an_agent_that_is_killed_leaves_the_camera_free_for_the_next(linecam, opened, tmp_path):
     simulator = linecam()
     agent = agent_process(tmp_path, simulator, "{source: Software}")
@@ -400,3 +430,26 @@ def test_a_trigger_that_the_camera_was_too_busy_for_is_no_verdict_for_exactly_th
     verdicts = running.join(10.0)
     assert [str(verdict.reason) for _, verdict in sorted(verdicts.items())] == ["score", "score", "frame_lost", "score"]
     assert camera.counters["ignored_triggers"] == 1
+
+
+def test_no_wait_for_a_frame_hangs_on_the_wall_clock(linecam, monkeypatch):
+    simulator = linecam()
+
+    def asked():
+        pytest.fail("the wall clock is asked: once it is set back, this wait is as much longer")
+
+    monkeypatch.setattr("harvesters.core.time", SimpleNamespace(time=asked, sleep=time.sleep))
+    device = open_device(GenicamSettings(producer=producer(), serial=simulator.serial))
+    try:
+        device.nodes.set("TriggerMode", "On")
+        device.nodes.set("TriggerSource", "Software")
+        device.start(4)
+        assert device.fetch(2) is None
+        device.nodes.software_trigger()()
+        frames = []
+        wait_until(lambda: frames.append(device.fetch(50)) or frames[-1] is not None)
+        assert frames[-1].frame_id == 1
+        assert list(frames[-1].data[:2]) == [0, 0]
+        device.give_back(frames[-1])
+    finally:
+        device.close()

@@ -20,6 +20,7 @@ from agent.cameras.process import CameraSession
 from agent.cameras.slots import FrameSlots
 from agent.errors import CameraError
 from calibration.errors import MissingPackage
+from tests.broker import wait_until
 
 MONO8, MONO16 = 0x0108_0001, 0x0110_0007
 WIDTH, HEIGHT = 6, 4
@@ -239,3 +240,43 @@ def test_a_line_of_the_camera_is_set_as_the_parent_says(session):
     parent.tell(what="line", name="UserOutput1", on=True, number=7)
     assert parent.hear() == {"what": "line", "number": 7}
     assert (device.values["UserOutputSelector"], device.values["UserOutputValue"]) == ("UserOutput1", True)
+
+
+def test_a_trigger_that_waited_until_its_part_had_gone_by_is_not_given(session):
+    device = ScriptedDevice([Shot(1)])
+    parent = session(device)
+    now_ns = time.monotonic_ns()
+    parent.tell(what="trigger", trigger_id=9, until_ns=now_ns - 1)
+    parent.tell(what="trigger", trigger_id=10, until_ns=now_ns + 10**12)
+    message = parent.hear()
+    assert (message["trigger_id"], message["counted"]["withheld_triggers"]) == (10, 1)
+    assert device.triggers == 1
+
+
+class Standing:
+    """Stands in for the module `time`: it goes on when a test says so."""
+
+    monotonic = staticmethod(time.monotonic)
+    now_ns = 10**12
+
+    def monotonic_ns(self):
+        return self.now_ns
+
+
+def test_a_trigger_that_took_until_its_part_had_gone_by_brings_no_frame(session, monkeypatch):
+    clock = Standing()
+    monkeypatch.setattr(agent.cameras.process, "time", clock)
+
+    class Blocking(ScriptedDevice):
+        def _triggered(self):
+            clock.now_ns += 10**8  # the camera confirms the trigger, at the second question
+            super()._triggered()
+
+    device = Blocking([Shot(1), Shot(2)])
+    parent = session(device)
+    parent.tell(what="trigger", trigger_id=9, until_ns=clock.now_ns + 10**7)
+    wait_until(lambda: device.given_back == [1])
+    parent.tell(what="trigger", trigger_id=10, until_ns=clock.now_ns + 10**9)
+    message = parent.hear()
+    assert (message["trigger_id"], message["frame_id"]) == (10, 2)
+    assert message["counted"]["withheld_triggers"] == 1

@@ -9,6 +9,8 @@ from agent.errors import CameraError
 from agent.line.beat import Beat
 from agent.line.pace import OnTheBeat, Pace, Signalled, pace_of, running
 
+MS = 1_000_000
+
 
 class Source:
     def __init__(self, fault: str = "") -> None:
@@ -72,3 +74,29 @@ def test_a_source_that_cannot_be_had_keeps_the_line_from_starting_and_one_that_w
     with pytest.raises(RuntimeError, match="the camera"), running(Signalled(source), lambda: None):
         raise RuntimeError("the camera")
     assert source.calls == ["start", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("takt_ms", "deadline_ms", "until_ms"), [(100.0, 90.0, 50), (100.0, 400.0, 50), (100.0, 20.0, 20)]
+)
+def test_a_part_of_the_beat_is_pictured_within_half_a_takt_and_never_after_its_deadline(takt_ms, deadline_ms, until_ms):
+    pace = pace_of(Beat(takt_ms, deadline_ms))
+    assert pace.until_ns(pace.take(7)) == 7 + until_ms * MS
+
+
+@pytest.mark.parametrize(
+    ("within_ms", "takt_ms", "deadline_ms", "until_ms"),
+    [(50.0, 100.0, 400.0, 50), (50.0, 30.0, 90.0, 30), (500.0, 400.0, 100.0, 100)],
+)
+def test_an_announced_part_is_pictured_within_its_limit_and_before_the_next_one_can_come(
+    within_ms, takt_ms, deadline_ms, until_ms
+):
+    source = Source()
+    source.announcements = Announcements(within_ms=within_ms)
+    pace = pace_of(Beat(takt_ms, deadline_ms, source=source))
+    assert pace.until_ns(Announced(7)) == 7 + until_ms * MS
+    assert pace.until_ns(Announced(45 * MS, since_ns=0)) == min(round(within_ms), 45 + until_ms) * MS
+
+
+def test_nothing_is_known_of_when_a_part_goes_by_that_the_camera_announces():
+    assert pace_of(Beat(100.0, 90.0, by_camera=True)).until_ns(Announced(7)) is None
