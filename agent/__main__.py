@@ -16,11 +16,12 @@ from rich.table import Table
 
 from agent.between.stations import Stations
 from agent.cameras.command import camera_commands
+from agent.capture import PartCapture, awaited, beat_of, read_station_to_capture
 from agent.config import Station, read_station, read_stations
 from agent.doctor.command import doctor_command
 from agent.engines.command import compile_command, selftest_command
 from agent.engines.engine import KINDS, TOLERANCES, EngineSettings, open_engine
-from agent.errors import EndOfFrames, StorageError
+from agent.errors import CameraError, StorageError
 from agent.health.top import top_command
 from agent.install.command import install_command, uninstall_command
 from agent.journal import log_to_journal
@@ -40,8 +41,6 @@ from calibration.photometric import PHOTOMETRIC_FILE, write_photometric
 from calibration.recipe import read_recipe
 from calibration.recording import RecordingWriter
 from calibration.scores import PartScore, Scores, write_scores
-
-CAPTURE_TIMEOUT_S = 2.0
 
 
 class InOrder(click.Group):
@@ -173,30 +172,29 @@ def replay_command(  # noqa: PLR0917 one parameter per option
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), default=60, show_default=True, help="Parts to record.")
 def capture_command(station: Path, out: Path, count: int) -> None:
-    """Record parts from the camera of STATION into OUT: lossless, with one line of metadata per frame."""
-    settings = read_station(station)
+    """Record parts of STATION into OUT as `run` takes them: lossless, with one line of metadata per frame.
+
+    A part comes every takt_ms, with the signal that `trigger` names, or with the camera's own trigger; one whose frame
+    is lost does not count. Ctrl-C ends with what was recorded. STATION needs no recipe yet.
+    """
+    settings = read_station_to_capture(station)
+    beat = beat_of(settings)
     writer = RecordingWriter(out)
     if not settings.photometric.is_identity:
         write_photometric(out / PHOTOMETRIC_FILE, settings.photometric)
-    camera = settings.camera.open()
-    camera.start()
-    lost = 0
-    try:
-        with progress_bars() as progress:
-            for trigger_id in range(1, count + 1):
-                camera.trigger(trigger_id)
-                frame = camera.next_frame(CAPTURE_TIMEOUT_S)
-                lost += frame is None
-                if frame is not None:
-                    writer.append(frame)
-                progress("capture", trigger_id, count)
-    except EndOfFrames:
-        note("the camera has no more frames")
-    finally:
-        camera.stop()
+    with progress_bars() as progress:
+        capture = PartCapture(
+            settings.camera.open(), beat, writer.append, awaited=awaited(settings), tell=note, progress=progress
+        )
+        captured = capture.run(count)
+    if captured.lost:
+        note(f"{captured.lost} of {captured.recorded + captured.lost} triggers brought no frame")
+    if captured.recorded < count:
+        why = "stopped by Ctrl-C" if captured.was_interrupted else "the camera has no more frames"
+        note(f"{captured.recorded} of {count} parts recorded: {why}")
+        if not captured.recorded and not captured.was_interrupted:
+            raise CameraError("no frame could be read: see the notes above")
     say(f"recording: {out}")
-    if lost:
-        note(f"{lost} of {count} triggers brought no frame within {CAPTURE_TIMEOUT_S:g} s")
 
 
 @commands.command(

@@ -16,6 +16,7 @@ from recipes import LEVEL, SIDE, write_tiny_recipe
 
 from calibration.preprocess import View
 from calibration.recipe import read_recipe
+from calibration.recording import read_recording, recorded_frames
 from calibration.scores import read_scores
 
 STATION = """
@@ -210,11 +211,38 @@ def test_a_stop_signal_ends_run_with_every_trigger_answered(tmp_path: Path) -> N
 def test_capture_makes_a_recording_that_replay_reads(tmp_path: Path) -> None:
     done = call("agent", "capture", station(tmp_path), tmp_path / "rec", "--count", 3)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "rec").glob("*.png"))) == 2
-    assert "1 of 3 triggers brought no frame" in done.stdout
+    assert [frame.trigger_id for frame in recorded_frames(tmp_path / "rec")] == [1, 3, 4]
+    assert "1 of 4 triggers brought no frame" in done.stdout
     done = call("agent", "replay", tmp_path / "tiny.recipe", tmp_path / "rec", "--scores", tmp_path / "s")
     assert done.returncode == 0, done.stderr
-    assert len(read_scores(tmp_path / "s").parts) == 2
+    assert len(read_scores(tmp_path / "s").parts) == 3
+
+
+def test_ctrl_c_ends_a_capture_with_what_was_recorded_and_it_needs_no_recipe(tmp_path: Path) -> None:
+    path = station(tmp_path)
+    path.write_text(path.read_text().replace("{unsigned: allow}", "{keys: [not-yet.key.pub]}"))
+    (tmp_path / "tiny.recipe").unlink()
+    command = [sys.executable, "-m", "agent", "capture", str(path), str(tmp_path / "rec"), "--count", "100000"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    end = time.monotonic() + 30
+    while len(list((tmp_path / "rec").glob("*.png"))) < 3 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    recorded = list(read_recording(tmp_path / "rec"))
+    assert len(recorded) == len(list((tmp_path / "rec").glob("*.png"))) >= 3
+    assert f"{len(recorded)} of 100000 parts recorded: stopped by Ctrl-C".encode() in output
+
+
+def test_stored_images_that_end_before_the_count_are_recorded(tmp_path: Path) -> None:
+    images(tmp_path / "stored", 2)
+    path = tmp_path / "station.yaml"
+    path.write_text("station: test-cell\ntakt_ms: 60\ncamera: {kind: folder, path: stored}\n")
+    done = call("agent", "capture", path, tmp_path / "rec", "--count", 5)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 5 parts recorded: the camera has no more frames" in done.stdout
+    assert len(recorded_frames(tmp_path / "rec")) == 2
 
 
 def test_doctor_finds_a_good_station_good_and_a_bad_one_bad(tmp_path: Path) -> None:
