@@ -34,14 +34,16 @@ class StationClock:
         wall_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         is_synchronized: Callable[[], bool | None] | None = None,
+        began_ns: int | None = None,
     ) -> None:
+        """began_ns: when the run began, on the monotonic clock; None: now."""
         self._wall_ns = wall_ns
         self._monotonic_ns = monotonic_ns
         self._is_synchronized = is_synchronized or kernel_says_synchronized
-        self._began_ns, self._offset_ns = self._read()
-        self._seen_ns = self._began_ns
+        now_ns, self._offset_ns = self._read()
+        self._began_ns = now_ns if began_ns is None else began_ns
+        self._seen_ns = self._asked_ns = now_ns
         self._synchronized = self._is_synchronized()
-        self._asked_ns = self._began_ns
         self.last_step_ms = 0.0  # the last step of this run, 0 if there was none
 
     def stamp(self, moment_ns: int | None = None) -> Stamp:

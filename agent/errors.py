@@ -44,7 +44,7 @@ class BrokerError(TaktsightError):
 
 
 class CommandError(TaktsightError):
-    """A command cannot be carried out as things are; nothing was changed."""
+    """A command cannot be carried out as things are, and nothing was changed; or what became of it is not known."""
 
 
 class StorageError(TaktsightError):

@@ -26,8 +26,13 @@ from calibration.errors import TaktsightError
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 128 * 1024
-ANSWER_S = 120.0  # a recipe takes seconds to load; a large one on a slow disk longer
+CARRY_OUT_S = 120.0  # a recipe takes seconds to load; a large one on a slow disk longer
+ANSWER_S = CARRY_OUT_S + 15.0  # what was begun in time has this long to be told
 POLL_S = 0.2
+NOT_KNOWN = (
+    "whether it was done is not known, later it will not be: look at the station's status, then send it with a new id "
+    "if it was not"
+)
 
 Answerer = Callable[..., Any]
 
@@ -52,7 +57,8 @@ class Asking:
     def ask(self, what: str, **arguments: Any) -> Any:
         """Return the other process's answer.
 
-        Raises the TaktsightError that it raised, CommandError if it does not answer, or nothing that can be read.
+        Raises the TaktsightError that it raised; CommandError, which says that the outcome is not known, if it does not
+        answer, or nothing that can be read.
         """
         with self._lock:
             self._number += 1
@@ -69,8 +75,8 @@ class Asking:
                     if answer.get("id") == self._number:
                         return _opened(answer)
             except (OSError, ValueError, TypeError, KeyError) as error:  # gone, too slow, or not as agreed
-                raise CommandError(f"the inspection does not answer: {error}: see the station's log") from error
-            raise CommandError("the inspection does not answer: see the station's log")
+                raise CommandError(f"the inspection does not answer: {error}: {NOT_KNOWN}") from error
+            raise CommandError(f"the inspection does not answer: {NOT_KNOWN}")
 
     def tell(self, what: str, **arguments: Any) -> None:
         """Say something that needs no answer; one that is gone does not hear it."""

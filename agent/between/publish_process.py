@@ -87,8 +87,9 @@ class PublishProcess:
             if not died and time.monotonic() < give_up_s:
                 continue
             if not self._answered.wait(POLL_S):  # its last word may be under way
+                code = None if self._process is None else self._process.poll()
                 self.kill()
-                raise CommandError(f"the publish process did not start within {START_S:g} s: see the log")
+                raise CommandError(_not_started(code))
         if self._failure is not None:
             self.kill()
             raise error_named(*self._failure)
@@ -165,7 +166,8 @@ class PublishProcess:
             theirs.close()
             os.close(settings)
         self._started_s = time.monotonic()
-        ours.sendall(json.dumps(self._hello(is_first)).encode())
+        with suppress(OSError):  # it has ended already, which is seen
+            ours.sendall(json.dumps(self._hello(is_first)).encode())
         self._control = Answering(ours, self._asked, self._told)
 
     def _hang_up(self) -> None:
@@ -183,3 +185,10 @@ class PublishProcess:
 
     def _on_ended(self, verdicts: int, heatmaps: int, lost: int) -> None:
         self._ended = Ended(Undelivered(verdicts, heatmaps), lost)
+
+
+def _not_started(code: int | None) -> str:
+    """code: with which it ended; None: it did not."""
+    if code is None:
+        return f"the publish process did not start within {START_S:g} s: see the log"
+    return f"the publish process ended with code {code} before it was ready: see the log"

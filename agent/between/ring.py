@@ -1,6 +1,6 @@
 """Shared memory between the inspect and the publish process: one writes, one reads, neither ever waits for the other.
 
-    head      one page: positions, and the table of triggers that are open
+    head      one page: when the run began, positions, and the table of triggers that are open
     board     two pages: the newest word of the writer about itself, in two places by turns
     slots     a ring of records of bounded size, each with its CRC-32
     pictures  a ring of bytes for what belongs to the records: maps, pictures, frames
@@ -45,7 +45,7 @@ _BOARD = struct.Struct("<QIIQ")  # number, crc, length, unused
 class _Place:
     """Indices of the head's 8-byte numbers; writer's and reader's in cache lines of their own."""
 
-    MAGIC, SLOTS, SLOT_BYTES, PICTURE_BYTES = range(4)
+    MAGIC, SLOTS, SLOT_BYTES, PICTURE_BYTES, BEGAN = range(5)
     WRITTEN, PICTURES_WRITTEN, BOARD, OPEN_LOST, LOST_CLOSED = 8, 9, 10, 11, 12
     READ, PICTURES_READ, READER_BEAT = 16, 17, 18
     OPEN = 64
@@ -117,14 +117,19 @@ class Ring:
         descriptor = os.memfd_create("taktsight-ring", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(descriptor, 0, size)
-            numbers = (MAGIC, slots, slot_bytes, picture_bytes)
-            os.pwrite(descriptor, struct.pack("<4Q", *numbers), 0)
+            numbers = (MAGIC, slots, slot_bytes, picture_bytes, time.monotonic_ns())
+            os.pwrite(descriptor, struct.pack("<5Q", *numbers), 0)
             return cls(descriptor)
         except OSError as error:
             os.close(descriptor)
             raise StorageError(
                 f"{size / 1e6:.0f} MB of shared memory wanted: {error.strerror}: free memory on this machine"
             ) from error
+
+    @property
+    def began_ns(self) -> int:
+        """When the ring was made, time.monotonic_ns(): the same for every reader of one run; for either side."""
+        return int(self._head[_Place.BEGAN])
 
     @property
     def pending(self) -> int:
@@ -186,10 +191,6 @@ class Ring:
         self._head[_Place.WRITTEN] = number + 1
         return True
 
-    def has_room(self, *lengths: int) -> bool:
-        """Return True if pictures of these lengths would fit now."""
-        return self._reserved(list(lengths))[0] is not None
-
     def post(self, data: bytes) -> None:
         """Replace the writer's word about itself, at most `BOARD_BYTES` - 24 bytes. One thread."""
         number = self._head[_Place.BOARD] + 1
@@ -244,10 +245,6 @@ class Ring:
             if slot is not None:  # the next one gives back the room of one that is damaged
                 self._head[_Place.PICTURES_READ] = slot.pictures_end
             self._head[_Place.READ] = number + 1
-
-    def read_again(self) -> None:
-        """Begin again with the first record that was not released."""
-        self._seen = self._head[_Place.READ]
 
     def board(self) -> bytes:
         """Return the writer's newest word about itself, b"" if there is none yet. Any number of readers."""

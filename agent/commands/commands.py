@@ -51,7 +51,7 @@ class Change:
 class Operations(Protocol):
     """What can be asked of a station. Each call returns when the change holds, applied between two parts.
 
-    Each raises TaktsightError if nothing was changed; its text goes to the one who asked.
+    Each raises TaktsightError if nothing was changed, or if nobody knows; its text says which, to the one who asked.
     """
 
     def change_recipe(self, name: str) -> Change:

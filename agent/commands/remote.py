@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+from agent.between import control
 from agent.between.control import Asking
 from agent.commands.commands import Change
 from agent.errors import CommandError
 from agent.line.capture import FrameCapture
+from calibration.errors import TaktsightError
 
 
 class RemoteOperations:
@@ -38,7 +41,11 @@ class RemoteOperations:
     def capture(self, count: int) -> Change:
         """Record the next frames; they are taken while the line runs."""
         folder = self._capture.begin(count)
-        self._ask("send_frames", count=count)
+        try:
+            self._ask("send_frames", count=count)
+        except TaktsightError:
+            self._capture.left = 0  # no frame comes: the next capture may begin
+            raise
         return Change(None, {"folder": folder.name, "count": count}, f"the next {count} frames go to {folder.name}")
 
     def set_threshold(self, score: float | None) -> Change:
@@ -50,4 +57,5 @@ class RemoteOperations:
         return self._ask("self_test")
 
     def _ask(self, what: str, **arguments: Any) -> Change:
-        return Change(**self._inspection.ask(what, **arguments))
+        give_up_ns = time.monotonic_ns() + round(control.CARRY_OUT_S * 1e9)
+        return Change(**self._inspection.ask(what, give_up_ns=give_up_ns, **arguments))

@@ -74,7 +74,7 @@ class Publication:
     """Everything that outlives the takt. `run` is for one thread."""
 
     def __init__(self, station: Station, ring: Ring, wake: int, inspection: Asking, hello: Hello) -> None:
-        """Raises what outbox and archive raise: a station that cannot remember does not start."""
+        """Raises what outbox, archive and audit trail raise: a station that cannot remember does not start."""
         self._station = station
         self._ring = ring
         self._wake = wake
@@ -83,7 +83,7 @@ class Publication:
         self._charge = hello.charge
         self._part_log = PartLog()
         self._sends_heatmaps = station.mqtt is not None and station.mqtt.heatmaps
-        self._clock = StationClock()
+        self._clock = StationClock(began_ns=ring.began_ns)  # a publish process before this one counted from there, too
         self._outbox = _opened_outbox(station)
         self._audit = AuditLog(station.outbox.folder)
         self._archive = None if station.archive is None else Archive(station.archive)
@@ -101,6 +101,8 @@ class Publication:
         self._storing_again_s = 0.0
         self._about_line: dict[str, Any] = {}
         self._died = False
+        if hello.is_first:  # last: what is recorded has all that it needs
+            self._audit.append("agent start", new=hello.facts)
 
     @property
     def unstored(self) -> int:
@@ -112,8 +114,6 @@ class Publication:
 
         An inspect process that ended without a word left parts without a verdict: they get theirs here.
         """
-        if self._hello.is_first:
-            self._audit.append("agent start", new=self._hello.facts)
         for publisher in self._publishers:
             publisher.start()
         if self._commands is not None:

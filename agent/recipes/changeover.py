@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.engines.engine import EngineSettings, open_engine
 from agent.line.pipeline import Pipeline
-from agent.recipes.store import ChosenThreshold, RecipeStore
+from agent.recipes.store import ChosenThreshold, RecipeStore, TakeBack
 from agent.recipes.trust import Trust
 from calibration.errors import InputError
 from calibration.photometric import Photometric
@@ -71,13 +71,13 @@ class Changeover:
             )
         return Pipeline(pipeline.recipe, pipeline.engine, pipeline.photometric, score_threshold=score)
 
-    def remember_recipe(self, name: str, pipeline: Pipeline) -> None:
-        """Start with this recipe from now on, with its own threshold."""
-        self._store.choose(name, pipeline.recipe)
+    def remember_recipe(self, name: str, pipeline: Pipeline) -> TakeBack:
+        """Start with this recipe from now on, with its own threshold; return what forgets it again."""
+        return self._store.choose(name, pipeline.recipe).take_back
 
-    def remember_threshold(self, pipeline: Pipeline, score: float | None) -> None:
-        """Judge parts by this threshold after a restart too, as long as the recipe is the same."""
-        self._store.choose_threshold(None if score is None else ChosenThreshold(pipeline.recipe.digest, score))
+    def remember_threshold(self, pipeline: Pipeline, score: float | None) -> TakeBack:
+        """Judge parts by this threshold after a restart too, as long as the recipe is the same; return as above."""
+        return self._store.choose_threshold(None if score is None else ChosenThreshold(pipeline.recipe.digest, score))
 
     def _pipeline(self, recipe: Recipe) -> Pipeline:
         return Pipeline(recipe, open_engine(recipe, self._settings.engine), self._settings.photometric)

@@ -4,6 +4,7 @@
     active.json     what was activated or commanded, what was active before, the last revision of each product, and a
                     commanded threshold
     .staging/       a recipe on its way in
+    .lock, .adding  held while one of these changes, and by who brings a recipe in for as long as its self-test takes
 
 The choice holds until somebody writes another recipe into station.yaml. Every change is one rename of a file that is on
 the disk: a power cut leaves the old choice or the new one.
@@ -30,7 +31,7 @@ from calibration.recipe import Recipe
 from calibration.recipe_file import MAX_BYTES, canonical, open_file, sha256, strict_json, sync_folder
 
 SUFFIX = ".recipe"
-ACTIVE_FILE, LOCK_FILE, STAGING = "active.json", ".lock", ".staging"
+ACTIVE_FILE, LOCK_FILE, ADDING_FILE, STAGING = "active.json", ".lock", ".adding", ".staging"
 FORMAT = 1
 MAX_CHOICE_BYTES = 1024**2
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # as interface/command.schema.json has it
@@ -61,6 +62,18 @@ class ChosenThreshold:
 
 Record = Callable[[Choice | None, Choice | None], object]
 """Is told (old, new) just before a change; what it raises keeps the change from happening."""
+
+TakeBack = Callable[[], None]
+"""Puts back what was chosen before, unless somebody has chosen anew since. Raises StorageError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A choice that was made."""
+
+    old: Choice | None
+    new: Choice
+    take_back: TakeBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +164,16 @@ class RecipeStore:
         """
         if NAME.fullmatch(name) is None:
             raise InputError(f"recipe name {name!r} found, need letters, digits and ._- (100 at most): add --name NAME")
-        with self._locked(), self._staged(source) as staged:
+        with self._locked(ADDING_FILE), self._staged(source) as staged:
             recipe = self._trust.read(staged)
             self._check_name(name, replaces=replaces)
             prove(recipe)
             choice = _choice(name, recipe)
-            record(None, choice)
-            staged.replace(self.folder / f"{name}{SUFFIX}")
-            sync_folder(self.folder)
+            with self._locked():
+                self._check_name(name, replaces=replaces)  # somebody may have activated it meanwhile
+                record(None, choice)
+                staged.replace(self.folder / f"{name}{SUFFIX}")
+                sync_folder(self.folder)
         return choice
 
     def activate(self, name: str, prove: Prove, record: Record) -> tuple[Choice | None, Choice]:
@@ -168,10 +183,11 @@ class RecipeStore:
         """
         recipe = self.read(name)
         prove(recipe)
-        return self.choose(name, recipe, record)
+        chosen = self.choose(name, recipe, record)
+        return chosen.old, chosen.new
 
-    def choose(self, name: str, recipe: Recipe, record: Record | None = None) -> tuple[Choice | None, Choice]:
-        """Make a recipe that was read and proven the active one; return (old, new)."""
+    def choose(self, name: str, recipe: Recipe, record: Record | None = None) -> Chosen:
+        """Make a recipe that was read and proven the active one."""
         new = _choice(name, recipe)
         with self._locked():
             state = self.state()
@@ -182,31 +198,35 @@ class RecipeStore:
             is_same = state.active is not None and (state.active.name, state.active.digest) == (name, new.digest)
             previous = state.previous if is_same else old
             revisions = _with_revision(state, recipe)
-            self._write(State(str(self._station_recipe), new, previous, revisions))
-        return old, new
+            return Chosen(old, new, self._write(State(str(self._station_recipe), new, previous, revisions)))
 
-    def choose_threshold(self, threshold: ChosenThreshold | None) -> None:
+    def choose_threshold(self, threshold: ChosenThreshold | None) -> TakeBack:
         """Judge by this score threshold from the next start too, or by the recipe's own."""
         with self._locked():
-            self._write(replace(self.state(), instead_of=str(self._station_recipe), threshold=threshold))
+            return self._write(replace(self.state(), instead_of=str(self._station_recipe), threshold=threshold))
 
     def roll_back(self, prove: Prove, record: Record) -> tuple[Choice | None, Choice]:
         """Let the recipe judge that did before the active one, which may be older; return (old, new).
 
         Raises RecipeError if there was none, or it is not the same any more; EngineError.
         """
+        previous = self.state().previous
+        if previous is None:
+            raise RecipeError("no recipe was active before this one: activate one of taktsight-agent recipes list")
+        name = previous.name
+        recipe = self._trust.read(self.path(name) if name else self._station_recipe)
+        if recipe.digest != previous.digest:
+            raise RecipeError(
+                f"{name or self._station_recipe}: {recipe.digest[:12]} found, {previous.digest[:12]} was active "
+                "before: put that one back, or activate another"
+            )
+        prove(recipe)
         with self._locked():
             state = self.state()
-            if state.previous is None:
-                raise RecipeError("no recipe was active before this one: activate one of taktsight-agent recipes list")
-            name = state.previous.name
-            recipe = self._trust.read(self.path(name) if name else self._station_recipe)
-            if recipe.digest != state.previous.digest:
+            if state.previous != previous:
                 raise RecipeError(
-                    f"{name or self._station_recipe}: {recipe.digest[:12]} found, {state.previous.digest[:12]} was "
-                    "active before: put that one back, or activate another"
+                    "another recipe was activated meanwhile: see taktsight-agent recipes list, then roll back again"
                 )
-            prove(recipe)
             new, old = _choice(name, recipe), state.active or self._station_choice()
             record(old, new)
             active = new if name else None
@@ -287,10 +307,10 @@ class RecipeStore:
             copy.unlink(missing_ok=True)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, name: str = LOCK_FILE) -> Iterator[None]:
         try:
             make_folder(self.folder)
-            handle = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}: let the agent's user write there") from error
         try:
@@ -302,13 +322,29 @@ class RecipeStore:
         finally:
             os.close(handle)
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State) -> TakeBack:
         fields = json.loads(canonical({"format": FORMAT, **asdict(state)}))
+        data = canonical({**fields, "sha256": sha256(canonical(fields))}) + b"\n"
         path = self.folder / ACTIVE_FILE
-        temporary = self.folder / f".{ACTIVE_FILE}.{os.getpid()}.tmp"
+        before = path.read_bytes() if path.exists() else None
+        self._put(path, data)
+
+        def take_back() -> None:
+            with self._locked():
+                if before is None and path.read_bytes() == data:
+                    path.unlink()
+                    sync_folder(self.folder)
+                elif before is not None and path.read_bytes() == data:
+                    self._put(path, before)
+
+        return take_back
+
+    def _put(self, path: Path, data: bytes) -> None:
+        """Write a file and let it take its place once it is on the disk."""
+        temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
         try:
             with temporary.open("wb") as file:
-                file.write(canonical({**fields, "sha256": sha256(canonical(fields))}) + b"\n")
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             give_to_owner_of(self.folder, temporary)

@@ -60,6 +60,21 @@ def test_a_moment_that_has_passed_is_stamped_with_its_own_time(hands, clock):
     assert stamp.monotonic_ms == 1000.0
 
 
+def test_a_clock_that_is_started_again_in_the_same_run_counts_on(hands):
+    began_ns = hands.monotonic_ns
+    hands.pass_ms(500)
+    waiting_ns = hands.monotonic_ns
+    hands.pass_ms(250)
+    again = StationClock(
+        wall_ns=lambda: hands.wall_ns,
+        monotonic_ns=lambda: hands.monotonic_ns,
+        is_synchronized=hands.is_synchronized,
+        began_ns=began_ns,
+    )
+    hands.pass_ms(50)
+    assert (again.stamp(waiting_ns).monotonic_ms, again.stamp().monotonic_ms) == (500.0, 800.0)
+
+
 @pytest.mark.parametrize("step_ms", [100.5, -100.5, 3_600_000, -3_600_000, 365 * 86_400_000])
 def test_a_step_of_the_wall_clock_is_said_once_and_the_order_stays(hands, clock, step_ms):
     hands.pass_ms(50)

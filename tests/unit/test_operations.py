@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, write_tiny_recipe
 
+from agent.between import control
 from agent.between.control import Answering, Asking, pair
 from agent.commands.operations import LineOperations
 from agent.commands.remote import RemoteOperations
@@ -33,21 +37,21 @@ class EvenCamera:
 
     def __init__(self, level):
         self.level = level
-        self.triggered = threading.Semaphore(0)
-        self.number = 0
+        self.triggered = queue.SimpleQueue()
 
     def start(self):
         pass
 
-    def trigger(self, trigger_id):
-        self.triggered.release()
+    def trigger(self, trigger_id, until_ns=None):
+        self.triggered.put(trigger_id)
 
     def next_frame(self, timeout_s):
-        if not self.triggered.acquire(timeout=timeout_s):
+        try:
+            number = self.triggered.get(timeout=timeout_s)
+        except queue.Empty:
             return None
-        self.number += 1
         pixels = np.full((SIDE, SIDE), round(self.level * 255), np.uint8)
-        return Frame(pixels, self.number, self.number, 0, time.monotonic_ns())
+        return Frame(pixels, number, number, 0, time.monotonic_ns())
 
     def stop(self):
         pass
@@ -74,7 +78,7 @@ class Station:
         self.line = Line(EvenCamera(level), self.pipeline, Beat(TAKT_MS, 1000.0, queue_length=50), self.settled.extend)
         self.capture = FrameCapture(tmp_path / "captures", Photometric())
         self.wanted_frames = []
-        operations = LineOperations(
+        self.line_operations = operations = LineOperations(
             self.line,
             self.pipeline,
             changeover=self.changeover,
@@ -210,3 +214,136 @@ def test_a_line_that_hangs_changes_nothing(station, monkeypatch):
     hanging.set()
     station.pipeline.engine.infer = honest
     assert station.next_verdict().threshold == 0.1
+    assert station.changeover.first().score_threshold == 0.1
+
+
+class Held:
+    """A function that stands still in the middle until it may go on."""
+
+    def __init__(self, function):
+        self._function = function
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def __call__(self, *arguments):
+        self.begun.set()
+        assert self.goes_on.wait(60)
+        return self._function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("remember", "command", "argument"),
+    [("remember_recipe", "change_recipe", "second"), ("remember_threshold", "set_threshold", 0.18)],
+)
+def test_no_part_waits_for_the_disk_that_remembers_a_command(station, remember, command, argument):
+    held = Held(getattr(station.changeover, remember))
+    setattr(station.changeover, remember, held)
+    with ThreadPoolExecutor(1) as pool:
+        change = pool.submit(getattr(station.operations, command), argument)
+        assert held.begun.wait(60)
+        verdicts = [station.next_verdict() for _ in range(3)]
+        held.goes_on.set()
+        change.result(60)
+    assert [(one.reason, one.outcome) for one in verdicts] == [(Reason.SCORE, Outcome.REJECT)] * 3
+    assert station.next_verdict().outcome is Outcome.PASS
+
+
+def test_a_change_of_recipe_that_the_line_did_not_make_is_forgotten(station, monkeypatch):
+    monkeypatch.setattr("agent.commands.operations.BETWEEN_PARTS_S", 0.05)
+    held = Held(station.pipeline.engine.infer)
+    station.pipeline.engine.infer = held
+    assert held.begun.wait(60)
+    with pytest.raises(CommandError, match="nothing was changed"):
+        station.operations.change_recipe("second")
+    held.goes_on.set()
+    assert station.next_verdict().outcome is Outcome.REJECT
+    assert station.changeover.first().recipe.product == "tiny"
+
+
+def test_a_choice_that_cannot_be_forgotten_is_told(station, monkeypatch):
+    monkeypatch.setattr("agent.commands.operations.BETWEEN_PARTS_S", 0.05)
+
+    def full():
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(station.changeover, "remember_threshold", lambda *_: full)
+    held = Held(station.pipeline.engine.infer)
+    station.pipeline.engine.infer = held
+    assert held.begun.wait(60)
+    with pytest.raises(CommandError, match=r"will hold from the next start on.*\(disk full\)"):
+        station.operations.set_threshold(0.18)
+    held.goes_on.set()
+    assert station.next_verdict().threshold == 0.1
+
+
+def test_a_command_that_was_not_done_in_time_is_not_done_later(station, monkeypatch):
+    held = Held(station.changeover.to)
+    monkeypatch.setattr(station.changeover, "to", held)
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "CARRY_OUT_S", 0.1)
+        patch.setattr(control, "ANSWER_S", 0.1)
+        with pytest.raises(CommandError, match="whether it was done is not known, later it will not be"):
+            station.operations.change_recipe("second")
+    held.goes_on.set()
+    assert station.operations.self_test().after  # comes after it
+    assert station.next_verdict().outcome is Outcome.REJECT
+    assert station.changeover.first().recipe.product == "tiny"
+
+
+def test_a_command_that_was_remembered_too_late_is_forgotten(station, monkeypatch):
+    now = SimpleNamespace(ns=4)
+    monkeypatch.setattr("agent.commands.operations.time", SimpleNamespace(monotonic_ns=lambda: now.ns))
+    honest = station.changeover.remember_recipe
+
+    def slow_disk(*arguments):
+        take_back = honest(*arguments)
+        assert station.changeover.first().recipe.product == "second"
+        now.ns = 5
+        return take_back
+
+    monkeypatch.setattr(station.changeover, "remember_recipe", slow_disk)
+    with pytest.raises(CommandError, match="could not be done in time: nothing was changed"):
+        station.line_operations.change_recipe("second", give_up_ns=5)
+    assert station.next_verdict().outcome is Outcome.REJECT
+    assert station.changeover.first().recipe.product == "tiny"
+
+
+def test_a_command_whose_turn_comes_too_late_changes_nothing_and_says_so(station, monkeypatch):
+    monkeypatch.setattr(control, "CARRY_OUT_S", 0.0)
+    for ask in (
+        lambda: station.operations.change_recipe("second"),
+        lambda: station.operations.pause("shift change"),
+        station.operations.resume,
+        lambda: station.operations.capture(3),
+        lambda: station.operations.set_threshold(0.18),
+        station.operations.self_test,
+    ):
+        with pytest.raises(CommandError, match="could not be done in time: nothing was changed"):
+            ask()
+    assert station.next_verdict().threshold == 0.1
+    assert station.wanted_frames == []
+
+
+def test_a_capture_that_the_line_was_not_told_of_does_not_keep_the_next_one_from_beginning(station, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "CARRY_OUT_S", 0.0)
+        with pytest.raises(CommandError, match="nothing was changed"):
+            station.operations.capture(5)
+    station.operations.capture(2)
+    assert (station.capture.left, station.wanted_frames) == (2, [2])
+
+
+def test_a_command_that_a_dead_publish_process_left_under_way_is_ended_before_the_next_one(station):
+    held = Held(station.changeover.to)
+    station.changeover.to = held
+    operations = station.line_operations
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(operations.change_recipe, "second")
+        assert held.begun.wait(60)
+        second = pool.submit(operations.set_threshold, 0.18)
+        assert station.next_verdict().reason is Reason.SCORE
+        assert not second.done()
+        held.goes_on.set()
+        assert first.result(60).after["product"] == "second"
+        assert second.result(60).after == 0.18
+    assert station.line.inspector.recipe.product == "second"
+    assert station.next_verdict().threshold == 0.18

@@ -304,6 +304,83 @@ def test_a_commanded_recipe_is_the_active_one(stocked: Bench) -> None:
 THRESHOLD = ChosenThreshold("d" * 64, 0.125)
 
 
+def beside(change):
+    """Return a self-test during which another thread makes a change and must have made it when the test ends."""
+
+    def prove(_: object) -> None:
+        thread = threading.Thread(target=change, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive(), "the change waits for the self-test"
+
+    return prove
+
+
+def test_nobody_waits_for_the_self_test_of_a_recipe_that_comes_in(bench: Bench) -> None:
+    prove = beside(lambda: bench.reopened().choose_threshold(THRESHOLD))
+    bench.store.add(bench.own, "one", prove, nothing)
+    assert (bench.store.names(), bench.store.state().threshold) == (["one"], THRESHOLD)
+
+
+def test_nobody_waits_for_the_self_test_of_a_rollback(stocked: Bench) -> None:
+    stocked.store.activate("one", nothing, nothing)
+    stocked.store.activate("two", nothing, nothing)
+    changed = []
+
+    def change() -> None:
+        stocked.reopened().choose_threshold(THRESHOLD)
+        changed.append(stocked.active())
+
+    stocked.store.roll_back(beside(change), nothing)
+    assert (changed, stocked.active()) == (["two"], "one")
+
+
+def test_a_rollback_during_which_somebody_activated_another_recipe_changes_nothing(stocked: Bench) -> None:
+    stocked.add("gear", revision=1, product="gear")
+    stocked.store.activate("one", nothing, nothing)
+    stocked.store.activate("two", nothing, nothing)
+    prove = beside(lambda: stocked.reopened().activate("gear", nothing, nothing))
+    with pytest.raises(RecipeError, match="another recipe was activated meanwhile"):
+        stocked.store.roll_back(prove, nothing)
+    assert (stocked.active(), stocked.store.state().previous.name) == ("gear", "two")
+
+
+def test_a_recipe_that_was_activated_during_the_self_test_of_its_successor_is_not_replaced(stocked: Bench) -> None:
+    prove = beside(lambda: stocked.reopened().activate("two", nothing, nothing))
+    with pytest.raises(InputError, match="two is active or was before"):
+        stocked.store.add(stocked.own, "two", prove, nothing, replaces=True)
+    assert (stocked.active(), stocked.store.read("two").product) == ("two", "flange")
+
+
+def test_a_recipe_that_comes_in_beside_another_waits_for_it(bench: Bench) -> None:
+    other = bench.recipe("other", revision=1)
+    second = threading.Thread(target=lambda: bench.reopened().add(other, "other", nothing, nothing))
+    bench.store.add(bench.own, "one", lambda _: second.start(), nothing)
+    second.join(30)
+    assert bench.store.names() == ["one", "other"]
+    assert (bench.store.read("one").product, bench.store.read("other").product) == ("own", "flange")
+
+
+def test_a_choice_is_taken_back_as_if_it_had_never_been_made(stocked: Bench) -> None:
+    path = stocked.folder / "store" / ACTIVE_FILE
+    stocked.store.choose("one", stocked.store.read("one")).take_back()
+    assert not path.exists()
+    stocked.store.activate("one", nothing, nothing)
+    stocked.store.choose_threshold(THRESHOLD)
+    before = path.read_bytes()
+    stocked.store.choose("two", stocked.store.read("two")).take_back()
+    assert path.read_bytes() == before
+    stocked.store.choose_threshold(None)()
+    assert path.read_bytes() == before
+
+
+def test_a_choice_that_somebody_has_replaced_since_is_not_taken_back(stocked: Bench) -> None:
+    take_back = stocked.store.choose_threshold(THRESHOLD)
+    stocked.reopened().activate("one", nothing, nothing)
+    take_back()
+    assert stocked.active() == "one"
+
+
 def test_a_chosen_threshold_is_there_after_a_restart_and_goes_with_none(stocked: Bench) -> None:
     assert stocked.reopened().state().threshold is None
     stocked.store.choose_threshold(THRESHOLD)
@@ -415,14 +492,19 @@ def test_a_list_says_what_judges_where_nothing_was_added(bench: Bench) -> None:
     assert "as station.yaml says: refused: " in typed("recipes", "list", station).output
 
 
-def test_a_run_says_in_the_trail_by_which_recipe_and_which_settings(bench: Bench) -> None:
+def ran(bench: Bench) -> subprocess.CompletedProcess[str]:
+    """Return what two parts on the station came to."""
     view = View(SIDE, SIDE, colour=False, reference_size=(64, 64))
     write_tiny_recipe(bench.own, view=view, product="own")
     sign_recipe(bench.own, bench.key, 2)
     station = bench.folder / "station.yaml"
     station.write_text(STATION)
     arguments = [sys.executable, "-m", "agent", "run", str(station), "--count", "2"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_run_says_in_the_trail_by_which_recipe_and_which_settings(bench: Bench) -> None:
+    done = ran(bench)
     assert done.returncode == 0, done.stderr
     start, stop = AuditLog(bench.folder / "outbox" / "cell7").lines()
     digest = bench.store.current()[1].digest
@@ -431,3 +513,12 @@ def test_a_run_says_in_the_trail_by_which_recipe_and_which_settings(bench: Bench
     assert len(start["new"]["station_yaml"]) == 64
     assert (start["what"], stop["what"], stop["new"]["digest"]) == ("agent start", "agent stop", digest)
     assert json.loads((bench.folder / "recipes" / "cell7" / ACTIVE_FILE).read_text())["revisions"]["own"][0] == 2
+
+
+def test_a_station_whose_audit_trail_cannot_be_written_does_not_start(bench: Bench) -> None:
+    trail = bench.folder / "outbox" / "cell7" / "audit.jsonl"
+    trail.mkdir(parents=True)
+    done = ran(bench)
+    assert done.returncode == StorageError.exit_code, done.stderr
+    assert f"{trail}: Is a directory: the agent's user must be able to write there" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -78,7 +78,7 @@ class Model(RuleBasedStateMachine):
     def write(self, size, lengths):
         data, pictures = self.dice.randbytes(size), [self.dice.randbytes(length) for length in lengths]
         has_slot = len(self.written) - self.released < SLOTS
-        has_room = self.writer.has_room(*lengths)
+        has_room = self.writer._reserved(lengths)[0] is not None
         done = self.writer.write(data, [memoryview(picture) for picture in pictures])
         assert done == (has_slot and has_room)
         live = sum(len(picture) for _, kept in self.written[self.released :] for picture in kept)
@@ -102,11 +102,6 @@ class Model(RuleBasedStateMachine):
         count = round(share * (self.read - self.released))
         self.reader.release(count)
         self.released += count
-
-    @rule()
-    def begin_again(self):
-        self.reader.read_again()
-        self.read = self.released
 
     @rule()
     def another_reader(self):
@@ -318,6 +313,13 @@ def test_a_writer_killed_between_a_record_and_the_note_that_it_is_closed_left_no
     reader.close()
 
 
+def test_every_reader_of_a_ring_is_told_the_same_beginning(ring):
+    before_ns = time.monotonic_ns()
+    second = other_side(ring)
+    assert 0 < ring.began_ns == second.began_ns <= before_ns
+    second.close()
+
+
 def test_a_killed_reader_takes_nothing_with_it(ring):
     stop, told = os.pipe()
 
@@ -327,7 +329,8 @@ def test_a_killed_reader_takes_nothing_with_it(ring):
         while True:
             number = read_checked(reader, number, most=3)
             reader.read(2)  # read, never released
-            reader.read_again()
+            reader.close()
+            reader = other_side(ring)
             if number > 100:
                 os.write(told, b"x")
                 time.sleep(60)  # until the end

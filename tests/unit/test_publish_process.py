@@ -1,0 +1,31 @@
+"""The publish process as the inspect process sees it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import pytest
+
+from agent.between import publish_process
+from agent.between.publish_process import PublishProcess
+from agent.between.ring import Ring
+from agent.errors import CommandError
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_one_that_ends_before_it_is_ready_is_told_with_its_code(tmp_path, monkeypatch, code):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    ring = Ring.make(slots=2, slot_bytes=256, picture_bytes=0)
+    wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    process = PublishProcess(tmp_path / "station.yaml", b"", ring, wake, hello=lambda _: {}, asked={}, told={})
+    before_s = time.monotonic()
+    with pytest.raises(CommandError, match=f"ended with code {code} before it was ready: see the log"):
+        process.start()
+    assert time.monotonic() - before_s < publish_process.START_S
+    os.close(wake)
+    ring.close()
