@@ -32,6 +32,7 @@ MOST_CAUSE_CHARACTERS = 300
 MOST_ROWS = 200  # of the largest terminal
 PATIENCE_S = 3.0  # before silence is explained; a station says how it does every 5 s, and at once what is retained
 POLL_S = 0.1
+UNSUPPORTED_PROTOCOL = 0x84  # the broker speaks MQTT 3.1.1 alone, or 5 alone
 
 LABELS = {"pass": ("PASS", "bold green"), "reject": ("REJECT", "bold red"), "no_verdict": ("NO VERDICT", "bold yellow")}
 COLUMNS = (("part", 14), ("trigger", 7), ("outcome", 10), ("score", 9), ("threshold", 9), ("ms", 7))
@@ -334,6 +335,7 @@ class _Subscription:
     def __init__(self, settings: MqttSettings) -> None:
         self.is_connected = self.was_connected = False
         self.is_ready = False  # subscribed: every verdict from now on reaches us
+        self._protocol = settings.protocol
         self._topic, self._status_topic = f"{settings.topic}/verdict", f"{settings.topic}/status"
         self._arrived: SimpleQueue[_Arrived | BrokerError] = SimpleQueue()
         self._client = build_client(settings, f"taktsight-watch-{secrets.token_hex(4)}")
@@ -362,10 +364,15 @@ class _Subscription:
 
     def _on_connect(self, client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
         if reason.is_failure:
-            self._arrived.put(BrokerError(f"the broker refuses us: {reason}: check mqtt.username and password_file"))
+            self._arrived.put(BrokerError(f"the broker refuses us: {reason}: {self._advice(reason)}"))
             return
         self.is_connected = self.was_connected = True
         client.subscribe([(self._topic, 1), (self._status_topic, 1)])
+
+    def _advice(self, reason: ReasonCode) -> str:
+        if reason.value == UNSUPPORTED_PROTOCOL:
+            return f"ask with --protocol {3 if self._protocol == 5 else 5}"
+        return "check mqtt.username and password_file"
 
     def _on_disconnect(self, *_: object) -> None:
         self.is_connected = False

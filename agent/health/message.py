@@ -16,13 +16,9 @@ from agent.verdict import Outcome, Reason
 HEALTH_SCHEMA = "taktsight.health/1"
 
 GAUGES = {
-    "frames_waiting": "Frames between camera and inspection.",
-    "triggers_open": "Triggers that have no verdict yet.",
     "ring_records": "Verdicts on their way from the inspect to the publish process.",
-    "ring_picture_bytes": "Pictures on their way from the inspect to the publish process.",
     "unstored": "Verdicts in memory that the disk refused.",
     "outbox_waiting": "Verdicts on the disk that not every consumer has confirmed.",
-    "outbox_bytes": "Size of the outbox on the disk.",
     "inspect_memory_bytes": "Resident memory of the inspect process.",
     "publish_memory_bytes": "Resident memory of the publish process.",
     "stale_frames_total": "Frames that came after their trigger was settled.",
@@ -31,10 +27,9 @@ GAUGES = {
     "shed_heatmaps_total": "Heatmaps given up to keep room for verdicts.",
     "delivery_faults_total": "Verdicts that an outlet could not take.",
     "archive_failures_total": "Parts that could not be archived.",
-    "undelivered_total": "Verdicts given up for good.",
     "restarts_total": "Restarts of a process by the other.",
 }
-"""What the owner of a station may set, and what it means. A name that ends in _total is only ever counted up."""
+"""What a station measures of itself, and what it means. A name that ends in _total is only ever counted up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,12 @@ SHARED = {  # name in systemd/: where it goes
     "taktsight.sysusers": Path("/etc/sysusers.d/taktsight.conf"),
     "taktsight.tmpfiles": Path("/etc/tmpfiles.d/taktsight.conf"),
 }
-FOLDERS = {ETC: 0o750, ETC / "recipes": 0o750, ETC / "credentials": 0o700}  # as in taktsight.tmpfiles
+FOLDERS = {  # as in taktsight.tmpfiles
+    ETC: 0o750,
+    ETC / "recipes": 0o750,
+    ETC / "certificates": 0o750,
+    ETC / "credentials": 0o700,
+}
 CAMERAS = {"gige": "gige.conf", "usb3": "usb3-vision.conf"}
 GPUS = {"nvidia": "nvidia.conf"}
 REALTIME = "realtime.conf"
@@ -94,12 +99,12 @@ class Installer:
     def uninstall(self, station: str, *, purge: bool, discard: bool = False) -> list[Step]:
         """Return what takes a station away, and with the last one all that install made.
 
-        Settings, keys and what the station wrote stay, unless purge is set. Purge deletes no verdict that was not
-        delivered, unless discard is set too. Raises TaktsightError if no such station was installed.
+        Settings, keys and what the station wrote stay, unless purge is set; purge deletes these of a station that was
+        taken away before, too. It deletes no verdict that was not delivered, unless discard is set. Raises
+        TaktsightError if no such station was installed, or left anything.
         """
         if station not in self._record.stations:
-            found = ", ".join(self._record.stations) or "none"
-            raise TaktsightError(f"{station}: no such station was installed; found: {found}")
+            return self._purge_what_is_left(station, purge=purge, discard=discard)
         last, folder = self._record.stations == [station], drop_in_folder(station)
         own = [path for path in self._record.files if path.parent == folder]
         steps = [*self._disable(station), *self._remove(own), *self._remove_empty(folder)]
@@ -110,8 +115,23 @@ class Installer:
         if self._machine.is_live:
             steps.append(command("systemctl", "daemon-reload"))
         if purge:
-            steps += self._purge(station, last=last)
+            steps += self._purge(station)
         return [*steps, self._note(station, installed=False)]
+
+    def _purge_what_is_left(self, station: str, *, purge: bool, discard: bool) -> list[Step]:
+        """Return what deletes the settings, keys and verdicts of a station whose service is gone already."""
+        left = NAME.fullmatch(station) and any(self._machine.exists(path) for path in left_by(station))
+        if not left:
+            found = ", ".join(self._record.stations) or "none"
+            raise TaktsightError(f"{station}: no such station was installed; found: {found}")
+        if not purge:
+            raise TaktsightError(
+                f"{station}: its service was taken away before; what it left stays: --purge deletes that too"
+            )
+        steps = list(self._disable(station)) if self._machine.exists(wanted_by(station)) else []
+        if not discard:
+            steps.append(self._nothing_waits(station))
+        return [*steps, *self._purge(station), self._note(station, installed=False)]
 
     def _check_prefix(self) -> None:
         if not self._prefix.is_absolute() or _is_hidden(self._prefix):
@@ -242,15 +262,21 @@ class Installer:
 
         return Step(f"check   {folder}: everything was delivered", check)
 
-    def _purge(self, station: str, *, last: bool) -> Iterator[Step]:
-        credentials = ETC / "credentials"
-        paths = [ETC / f"{station}.yaml", credentials / f"{station}.key", credentials / f"{station}.password"]
-        paths += [STATE / station, CACHE / station] + ([ETC, STATE, CACHE] if last else [])
-        for path in paths:
+    def _purge(self, station: str) -> Iterator[Step]:
+        others = self._others(station)
+        for path in (*left_by(station), *(() if others else (ETC, STATE, CACHE))):
             if self._machine.exists(path):
                 yield Step(f"delete  {path}", partial(self._machine.remove, path))
-        if last and self._machine.is_live and self._machine.group(USER) is not None:
+        if others:
+            yield Step(f"keep    {ETC}, {STATE}: {', '.join(others)}")
+        elif self._machine.is_live and self._machine.group(USER) is not None:
             yield command("userdel", USER)
+
+    def _others(self, station: str) -> list[str]:
+        """Return the other stations that are installed, or whose settings or verdicts are still there."""
+        left = [path.stem for path in self._machine.inside(ETC).glob("*.yaml")]
+        left += [path.name for path in self._machine.inside(STATE).glob("*")]
+        return sorted({*self._record.stations, *filter(NAME.fullmatch, left)} - {station})
 
     def _note(self, station: str, *, installed: bool) -> Step:
         """Return the step that writes down what is installed now; the record is the last thing that is written."""
@@ -271,6 +297,19 @@ def unit(station: str) -> str:
 def drop_in_folder(station: str) -> Path:
     """Return where a station's drop-ins lie."""
     return UNITS / f"{unit(station)}.d"
+
+
+def left_by(station: str) -> list[Path]:
+    """Return where settings, certificate, keys and everything that a station wrote lie."""
+    credentials = ETC / "credentials"
+    return [
+        ETC / f"{station}.yaml",
+        ETC / "certificates" / f"{station}.crt",
+        credentials / f"{station}.key",
+        credentials / f"{station}.password",
+        STATE / station,
+        CACHE / station,
+    ]
 
 
 def wanted_by(station: str) -> Path:

@@ -60,14 +60,19 @@ def install() -> None:
     make, credentials, _, *_ = page_blocks()
     CLONE.mkdir()
     (CLONE / "systemd").symlink_to(SOURCE / "systemd")
+    for name in ("authority.crt", "cell7.crt"):
+        (CLONE / name).write_text("a certificate\n")
     (CLONE / "cell7.key").write_text("a key\n")
     (CLONE / "cell7.password").write_text("secret\n")
     shell([line for line in make if not line.startswith(NOT_HERE)])
     shell(credentials)
     etc = Path("/etc/taktsight")
-    facts["settings"] = [(etc / "cell7.yaml").group(), oct((etc / "cell7.yaml").stat().st_mode & 0o777)]
-    facts["folders"] = {path.name: [path.owner(), path.group(), oct(path.stat().st_mode & 0o777)]
-                        for path in (etc, etc / "recipes", etc / "credentials")}  # fmt: skip
+    for fact, path in (("settings", etc / "cell7.yaml"), ("certificate", etc / "certificates" / "cell7.crt")):
+        facts[fact] = [path.group(), oct(path.stat().st_mode & 0o777)]
+    facts["folders"] = {
+        path.name: [path.owner(), path.group(), oct(path.stat().st_mode & 0o777)]
+        for path in (etc, *(path for path in etc.iterdir() if path.is_dir()))
+    }
     for file in (IN / "etc").iterdir():
         shutil.copy(file, etc)
     shutil.copy(IN / "tiny.recipe", etc / "recipes")

@@ -179,10 +179,11 @@ def test_it_runs_as_its_own_user_in_its_own_folder(facts):
 
 
 def test_settings_are_for_its_group_and_keys_for_root_alone(facts):
-    assert facts["settings"] == ["taktsight", "0o640"]
+    assert facts["settings"] == facts["certificate"] == ["taktsight", "0o640"]
     assert facts["folders"] == {
         "taktsight": ["root", "taktsight", "0o750"],
         "recipes": ["root", "taktsight", "0o750"],
+        "certificates": ["root", "taktsight", "0o750"],
         "credentials": ["root", "root", "0o700"],
     }
 

@@ -112,7 +112,8 @@ def test_user_and_folders_are_made(tmp_path, program, file):
     if file == "tmpfiles":
         folders = [shutil.which(program), "--create", f"--root={tmp_path}", str(SYSTEMD / "taktsight.tmpfiles")]
         subprocess.run(folders, check=True, timeout=30, **QUIET)
-        assert (tmp_path / "etc/taktsight/credentials").stat().st_mode & 0o777 == 0o700
+        etc, modes = tmp_path / "etc/taktsight", {"recipes": 0o750, "certificates": 0o750, "credentials": 0o700}
+        assert {path.name: path.stat().st_mode & 0o777 for path in etc.iterdir()} == modes
 
 
 def test_the_example_station_writes_below_its_state_folder_alone(tmp_path):

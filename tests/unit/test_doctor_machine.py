@@ -245,7 +245,8 @@ def meminfo(available_mb, swapped_mb=0):
     [
         ({}, "ok"),
         (meminfo(4000), "ok"),
-        (meminfo(499), "warn"),
+        (meminfo(550), "ok"),
+        (meminfo(549), "warn"),
         (meminfo(4000, swapped_mb=64), "ok"),
         (meminfo(4000, swapped_mb=65), "warn"),
     ],

@@ -244,6 +244,7 @@ def test_a_purge_leaves_the_other_station_alone(image):
     for name in ("cell7", "cell8"):
         image.install(station=name)
         image.write(Path(f"/etc/taktsight/credentials/{name}.key"), name)
+        image.write(Path(f"/etc/taktsight/certificates/{name}.crt"), name)
         image.write(Path(f"/var/lib/taktsight/{name}/archive/verdicts.jsonl"), name)
     image.uninstall("--purge")
     left = image.files()
@@ -280,6 +281,57 @@ def test_a_station_that_was_never_installed_cannot_be_uninstalled(image):
     image.install()
     with pytest.raises(TaktsightError, match=r"no such station was installed; found: cell7"):
         image.uninstall(station="cell8")
+
+
+def test_a_purge_deletes_what_a_station_left_that_was_uninstalled_before(image):
+    image.install("--camera", "gige")
+    image.write(KEY, "key")
+    image.write(STATE / "archive/verdicts.jsonl", "{}\n")
+    image.uninstall()
+    with pytest.raises(TaktsightError, match=r"taken away before.*--purge"):
+        image.uninstall()
+    assert image.files()
+    image.uninstall("--purge")
+    assert image.files() == {}
+    with pytest.raises(TaktsightError, match="no such station was installed; found: none"):
+        image.uninstall("--purge")
+
+
+def test_a_late_purge_deletes_no_verdict_that_was_not_delivered(image):
+    image.install()
+    image.uninstall()
+    with contextlib.closing(Outbox(OutboxSettings(image.path(STATE / "outbox"), reserve_mb=0), "cell7")) as box:
+        box.store([({"schema": "taktsight.verdict/1", "station": "cell7", "heatmap": None}, None)])
+    with pytest.raises(TaktsightError, match="1 messages wait"):
+        image.uninstall("--purge")
+    assert image.path(SETTINGS).exists()
+    image.uninstall("--purge", "--discard")
+    assert image.files() == {}
+
+
+@pytest.mark.parametrize("first", ["cell8", "cell7"])
+def test_a_purge_leaves_what_another_station_left(image, first):
+    for name in ("cell7", "cell8"):
+        image.install(station=name)
+        image.write(Path(f"/var/lib/taktsight/{name}/archive/verdicts.jsonl"), name)
+    image.uninstall(station="cell8")
+    if first == "cell7":
+        image.uninstall()
+    told = image.uninstall("--purge")
+    assert "keep    /etc/taktsight, /var/lib/taktsight: cell8" in told
+    assert set(image.files()) == {"/etc/taktsight/cell8.yaml", "/var/lib/taktsight/cell8/archive/verdicts.jsonl"}
+    image.uninstall("--purge", station="cell8")
+    assert image.files() == {}
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../taktsight", "cell7/outbox"])
+def test_a_purge_of_what_is_no_name_deletes_nothing(image, name):
+    image.install()
+    image.write(STATE / "outbox/last-seq", "7")
+    before = image.files()
+    with pytest.raises(TaktsightError, match="no such station"):
+        image.uninstall("--purge", "--discard", station=name)
+    assert image.files() == before
 
 
 def test_the_debian_packages_own_units_are_left_to_it(image):
