@@ -16,7 +16,7 @@ from rich.table import Table
 
 from agent.between.stations import Stations
 from agent.cameras.command import camera_commands
-from agent.capture import PartCapture, awaited, beat_of, read_station_to_capture
+from agent.capture import PartCapture, awaited, beat_of, read_station_without_recipe
 from agent.config import Station, read_station, read_stations
 from agent.doctor.command import doctor_command
 from agent.engines.command import compile_command, selftest_command
@@ -177,7 +177,7 @@ def capture_command(station: Path, out: Path, count: int) -> None:
     A part comes every takt_ms, with the signal that `trigger` names, or with the camera's own trigger; one whose frame
     is lost does not count. Ctrl-C ends with what was recorded. STATION needs no recipe yet.
     """
-    settings = read_station_to_capture(station)
+    settings = read_station_without_recipe(station)
     beat = beat_of(settings)
     writer = RecordingWriter(out)
     if not settings.photometric.is_identity:

@@ -37,7 +37,7 @@ NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
-def read_station_to_capture(path: Path) -> Station:
+def read_station_without_recipe(path: Path) -> Station:
     """Return the station without its recipe and without whose recipes run there: neither need be there yet.
 
     path: as for `agent.config.read_station`. Raises SettingsError as that does for all else.

@@ -17,7 +17,7 @@ from agent.cameras.genicam import GenicamCamera
 from agent.cameras.genicam_nodes import apply, as_value
 from agent.cameras.genicam_settings import KEEP, SOFTWARE, GenicamSettings, TriggerSettings, node_settings
 from agent.cameras.process import NOT_INSTALLED, open_device
-from agent.config import read_station
+from agent.capture import read_station_without_recipe
 from agent.errors import CameraError
 from calibration.console import console, latency_table, note, progress_bars, say
 from calibration.errors import InputError, MissingPackage, SettingsError
@@ -194,7 +194,7 @@ def _settings(
     """Return the station's settings, or those of a camera that is left as it is but for its trigger."""
     if station is None:
         return GenicamSettings(producer, serial, user_set=KEEP, trigger=TriggerSettings(source or SOFTWARE))
-    settings = read_station(station).camera.genicam
+    settings = read_station_without_recipe(station).camera.genicam
     if settings is None:
         raise SettingsError(f"{station}: camera.kind is not genicam: there is no camera to be looked at")
     if producer is not None or serial is not None or source is not None:

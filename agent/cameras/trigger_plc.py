@@ -117,7 +117,7 @@ class PlcTrigger:
             if answer.isError():
                 raise CameraError(f"{self._named}: refused ({answer}): name an address that the PLC has")
             return int(answer.registers[0] if self._settings.signal == COUNTER else answer.bits[0])
-        except (ConnectionException, OSError) as error:  # OSError: a reset, as pymodbus hands it on
+        except (ConnectionException, OSError, UnicodeError) as error:  # as pymodbus hands on: a reset; a host's name
             self._client.close()
             raise CameraError(f"{self._named}: the connection broke: check the PLC and the cable") from error
         except IndexError as error:

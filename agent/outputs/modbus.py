@@ -53,7 +53,7 @@ class ModbusDriver:
             if not self._client.connect():
                 raise OutputError(f"{self._named}: no connection: check the PLC, its address and the cable")
             answer = self._client.write_coil(coil, is_on, device_id=self._settings.unit)
-        except (ConnectionException, OSError) as error:  # OSError: a reset, as pymodbus hands it on
+        except (ConnectionException, OSError, UnicodeError) as error:  # as pymodbus hands on: a reset; a host's name
             self._client.close()
             raise OutputError(f"{self._named}: the connection broke: check the PLC and the cable") from error
         except (ModbusException, IndexError) as error:  # IndexError: an answer without what was asked for

@@ -17,13 +17,13 @@ from agent.publishing.publisher import Publisher
 from agent.sparkplug.publisher import SparkplugPublisher
 
 STATUS_EVERY_S = 5.0
-COUNTED_THERE = {  # counter of the inspect process -> gauge
-    "stale_frames": "stale_frames_total",
-    "late_results": "late_results_total",
-    "shed_pictures": "shed_pictures_total",
-    "shed_heatmaps": "shed_heatmaps_total",
-    "delivery_faults": "delivery_faults_total",
-    "publisher_restarts": "restarts_total",
+COUNTED_THERE = {  # gauge: counters of the inspect process that add up to it
+    "stale_frames_total": ("stale_frames",),
+    "late_results_total": ("late_results",),
+    "shed_pictures_total": ("shed_pictures", "shed_images"),  # by the line, by the handover
+    "shed_heatmaps_total": ("shed_heatmaps",),
+    "delivery_faults_total": ("delivery_faults",),
+    "restarts_total": ("publisher_restarts",),
 }
 
 
@@ -87,7 +87,7 @@ class Reporter:
             *self._health.alarms(),
         ]
         self._health.gauges = {
-            **{gauge: float(counted.get(counter, 0)) for counter, gauge in COUNTED_THERE.items()},
+            **{gauge: float(sum(counted.get(name, 0) for name in names)) for gauge, names in COUNTED_THERE.items()},
             "ring_records": float(self._ring.pending),
             "inspect_memory_bytes": memory_bytes(os.getppid()),
             "publish_memory_bytes": memory_bytes(os.getpid()),

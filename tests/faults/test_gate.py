@@ -121,6 +121,12 @@ def test_a_lost_heartbeat_is_a_failed_gate_before_any_part_comes(gate, plc):
         one.act(1, "divert", time.monotonic_ns())
 
 
+def test_a_host_that_can_be_none_is_a_gate_that_cannot_be_had():
+    coil = ModbusSettings(70 * "a", coil=COIL)
+    with pytest.raises(OutputError, match=r"the connection broke|no connection"):
+        OutputSettings(modbus=coil, timing=GateTiming(0.0, 60_000.0)).open()
+
+
 @pytest.mark.parametrize(("fault", "told"), [("resets", "the connection broke"), ("cuts", "coil 3 not confirmed")])
 def test_a_plc_that_resets_the_connection_or_answers_nonsense_is_a_failed_gate_and_used_again(monkeypatch, fault, told):
     monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)

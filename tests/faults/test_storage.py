@@ -120,6 +120,14 @@ def test_a_station_sets_every_figure_of_its_own_that_is_named_and_no_other(stati
     assert set(health.gauges) == set(GAUGES)
 
 
+def test_pictures_that_the_line_or_the_handover_sheds_are_one_figure(station):
+    reporter = station.disk.publication._reporter
+    line = {**reporter._about_line, "counters": {"shed_pictures": 2, "shed_images": 3}}
+    reporter._about_line = line
+    reporter._publish("running")
+    assert reporter._health.gauges["shed_pictures_total"] == 5.0
+
+
 def test_a_full_disk_halts_the_station_and_no_verdict_is_lost_once_there_is_room(station):
     station.disk.is_full = True
     wait_until(lambda: station.line.held is not None and station.unstored >= 5)

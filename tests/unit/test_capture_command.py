@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 from broker import wait_until
+from click.testing import CliRunner
 
+from agent.__main__ import commands
 from agent.cameras.folder import FolderCamera
 from agent.cameras.trigger import Announced, Announcements
-from agent.capture import Captured, PartCapture, awaited, beat_of, read_station_to_capture
+from agent.capture import Captured, PartCapture, awaited, beat_of, read_station_without_recipe
 from agent.errors import CameraError
 from agent.line.beat import Beat
 from calibration.errors import InputError, SettingsError
@@ -280,7 +282,7 @@ LINE1 = "camera: {kind: genicam, serial: S1, trigger: {source: Line1}}\n"
 
 def capture_station(folder: Path, text: str, camera: str = ""):
     (folder / "station.yaml").write_text(text)
-    return read_station_to_capture(folder / "station.yaml" / camera if camera else folder / "station.yaml")
+    return read_station_without_recipe(folder / "station.yaml" / camera if camera else folder / "station.yaml")
 
 
 @pytest.mark.parametrize(
@@ -297,6 +299,12 @@ def test_a_camera_among_several_needs_no_recipe_either(tmp_path):
     station = capture_station(tmp_path, f"station: cell7\ntakt_ms: 250\n{cameras}", "top")
     assert station.name == "cell7-top"
     assert station.camera.line.seed == 3
+
+
+def test_a_camera_is_looked_at_without_a_recipe_too(tmp_path):
+    capture_station(tmp_path, STATION)
+    with pytest.raises(SettingsError, match="kind is not genicam"):  # and not: recipe: missing
+        CliRunner().invoke(commands, ["camera", "show", str(tmp_path / "station.yaml")], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
