@@ -16,11 +16,10 @@ from agent.line.pipeline import Pipeline
 from calibration.frame import Frame
 from calibration.preprocess import prepare
 from calibration.recipe import Recipe, read_recipe, write_recipe
-from trainer import catalogue
 from trainer.backbones import lite0
 from trainer.data import Dataset, Item, Pictures
 from trainer.fit import FitRequest, fit
-from trainer.learning import Learned, Material, Options, Progress
+from trainer.learning import Options
 from trainer.prepared import pixels_of
 
 THREADS = 2
@@ -32,7 +31,6 @@ def measured(dataset: Dataset, detector: str, recipe_file: Path, weights: Path, 
     settings: size (px), seed.
     """
     torch.set_num_threads(THREADS)
-    kept = _keep_what_is_learnt(detector)
     request = FitRequest(
         recipe=recipe_file,
         detector=detector,
@@ -57,7 +55,7 @@ def measured(dataset: Dataset, detector: str, recipe_file: Path, weights: Path, 
         "recipe": str(recipe_file),
         "registration": recipe.training["registration"],
         "export": "ok",
-        **_scored(recipe, kept[0].module, dataset),
+        **_scored(recipe, result.module, dataset),
     }
 
 
@@ -76,18 +74,6 @@ def backbone_difference(weights: Path, answers: Path) -> float:
         for stage, feature in zip(stages, ours, strict=True)
     ]
     return max(differences)
-
-
-def _keep_what_is_learnt(detector: str) -> list[Learned]:
-    """Return a list that will hold what `fit` learns: the network itself, which the recipe does not keep."""
-    train, kept = catalogue.DETECTORS[detector], []
-
-    def keeping(material: Material, options: Options, progress: Progress) -> Learned:
-        kept.append(train(material, options, progress))
-        return kept[-1]
-
-    catalogue.DETECTORS[detector] = keeping
-    return kept
 
 
 def _scored(recipe: Recipe, module: nn.Module, dataset: Dataset) -> dict[str, Any]:
