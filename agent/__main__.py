@@ -31,6 +31,7 @@ from agent.line.tally import KEPT_LATENCIES, Tally
 from agent.mqtt.client import MqttSettings
 from agent.notify import supervisor
 from agent.outbox.command import show_commands, show_outbox
+from agent.publishing.archive import VERDICTS
 from agent.recipes.command import audit_command, recipes_commands
 from agent.replay import part_score, replay, replay_items, write_heatmap
 from agent.shift.report import write_shift_report
@@ -95,14 +96,18 @@ def run_command_line(station: Path, count: int | None) -> None:
             f"the station runs again: {settings.outbox.folder}"
         )
     if settings.archive is not None and service.watchdog_s is None:  # a service ends quickly, also after a year
-        report = settings.archive.folder / "report.html"
-        title = f"{settings.name}: {inspection.origin.recipe}"
-        write_shift_report(settings.archive.folder, report, title=title, deadline_ms=settings.beat.deadline_ms)
-        say(f"report: {report}")
+        _report(settings, settings.archive.folder, f"{settings.name}: {inspection.origin.recipe}")
     if ended.lost:
         raise StorageError(
             f"{ended.lost} verdicts could not be stored and are lost: see the alarms above, free the disk"
         )
+
+
+def _report(settings: Station, archive: Path, title: str) -> None:
+    """Write the report of all parts in the archive, if there are any."""
+    if (archive / VERDICTS).is_file():
+        write_shift_report(archive, archive / "report.html", title=title, deadline_ms=settings.beat.deadline_ms)
+        say(f"report: {archive / 'report.html'}")
 
 
 def _run_several(file: Path, stations: Mapping[str, Station], count: int | None) -> int:

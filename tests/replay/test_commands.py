@@ -12,12 +12,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from broker import free_port
 from recipes import LEVEL, SIDE, write_tiny_recipe
 
 from calibration.preprocess import View
 from calibration.recipe import read_recipe
 from calibration.recording import read_recording, recorded_frames
 from calibration.scores import read_scores
+from tests.plc import Plc
 
 STATION = """
 station: test-cell
@@ -152,8 +154,6 @@ def test_run_gives_each_trigger_a_verdict_and_leaves_a_report(tmp_path: Path) ->
 
 
 def test_run_goes_on_without_a_broker_and_what_waits_can_be_exported(tmp_path: Path) -> None:
-    from broker import free_port
-
     mqtt = f"mqtt: {{topic: a/b/c/d/e, port: {free_port()}}}\n"
     done = call("agent", "run", station(tmp_path, mqtt), "--count", 4)
     assert done.returncode == 0, done.stderr
@@ -173,14 +173,13 @@ def test_run_goes_on_without_a_broker_and_what_waits_can_be_exported(tmp_path: P
 
 
 def test_verdicts_of_two_runs_are_numbered_in_one_go(tmp_path: Path) -> None:
-    from broker import free_port
-
     settings = station(tmp_path, f"mqtt: {{topic: a/b/c/d/e, port: {free_port()}}}\n")
     for _ in range(2):
         assert call("agent", "run", settings, "--count", 3).returncode == 0
     verdicts = archived(tmp_path)
     assert [verdict["seq"] for verdict in verdicts] == [1, 2, 3, 4, 5, 6]
-    assert [verdict["trigger"] for verdict in verdicts] == [1, 2, 3, 1, 2, 3]
+    triggers = [verdict["trigger"] for verdict in verdicts]  # one that is late at once overtakes one that is waited for
+    assert sorted(triggers[:3]) == sorted(triggers[3:]) == [1, 2, 3]
     assert len({verdict["epoch"] for verdict in verdicts}) == 1
     assert len({verdict["run"] for verdict in verdicts}) == 2
 
@@ -204,8 +203,25 @@ def test_a_stop_signal_ends_run_with_every_trigger_answered(tmp_path: Path) -> N
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     triggers = [verdict["trigger"] for verdict in archived(tmp_path)]
-    assert triggers == list(range(1, len(triggers) + 1))
+    assert sorted(triggers) == list(range(1, len(triggers) + 1))
     assert f"{len(triggers)} triggers, {len(triggers)} verdicts".encode() in output
+
+
+def test_a_run_that_ends_before_its_first_part_is_no_error(tmp_path: Path) -> None:
+    plc = Plc(free_port()).start()  # of which no part is heard
+    trigger = f"kind: modbus, host: 127.0.0.1, port: {plc.port}, signal: coil, address: 5"
+    path = station(tmp_path, f"trigger: {{{trigger}, within_ms: 3000, answer_ms: 3000}}\n")
+    command = [sys.executable, "-m", "agent", "run", str(path)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    said = ""
+    while "ready: " not in said and (line := process.stdout.readline()):
+        said += line
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    plc.kill()
+    assert (process.returncode, "0 triggers, 0 verdicts" in rest) == (0, True), said + rest
 
 
 def test_capture_makes_a_recording_that_replay_reads(tmp_path: Path) -> None:
