@@ -84,7 +84,8 @@ def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
     exponential one, or faster: then rank times distance to the next lower score is alike for all ranks, and one of the
     highest 10 % that is too large beside those from there to the median is no chance (F test, 5 % over all ranks
     together). Few strangers are likelier than many, which may be a kind of good parts: of the 5 % rank k has a share in
-    proportion to 1 / k. All above the gap of least chance, so weighed, are strangers; what is left is tried again, its
+    proportion to 1 / k. A gap of less than a robust standard deviation of the scores sets nobody apart, however little
+    of a chance it is. All above the gap of least chance, so weighed, are strangers; what is left is tried again, its
     highest being of rank 1, since strangers above would make every gap of a good part count as many times as they are.
     A heavier tail loses good parts more often.
     Source: Sukhatme 1937, normalised spacings; Rosner 1975 for many outliers, largest deviation first; Holm 1979,
@@ -93,20 +94,24 @@ def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
     scores = np.asarray(good_scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
     most, found = math.ceil(MOST_STRANGERS * len(scores)), 0
-    while more := _above_gap(scores[order[found:]], most - found):
+    least = median_and_deviation(scores)[1] if len(scores) else 0.0
+    while more := _above_gap(scores[order[found:]], most - found, least):
         found += more
     return order[:found]
 
 
-def _above_gap(falling: NDArray[np.float64], most: int) -> int:
-    """Return how many of the scores (n,), highest first, lie above a gap that is no chance, at most `most`; 0: none."""
+def _above_gap(falling: NDArray[np.float64], most: int, least: float) -> int:
+    """Return how many of the scores (n,), highest first, lie above a gap that is no chance, at most `most`; 0: none.
+
+    least: width of a gap that counts.
+    """
     distances = np.arange(1, len(falling)) * -np.diff(falling)  # [k - 1]: between ranks k and k + 1, times k
     usual = distances[most : len(falling) // 2]
     if most == 0 or len(usual) < 3 or not usual.mean() > 0.0:
         return 0
     ranks = np.arange(1, most + 1)
     by_chance = (1.0 + distances[:most] / usual.sum()) ** -float(len(usual))
-    weighed = by_chance * ranks * (1.0 / ranks).sum()
+    weighed = np.where(distances[:most] < least * ranks, 1.0, by_chance * ranks * (1.0 / ranks).sum())
     found = int(np.argmin(weighed))
     return found + 1 if weighed[found] < BY_CHANCE else 0
 

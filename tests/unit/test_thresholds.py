@@ -129,7 +129,14 @@ def with_a_gap(rank: int, by_chance: float) -> np.ndarray:
 def test_many_strangers_need_stronger_evidence_than_one() -> None:
     assert len(strangers(with_a_gap(1, 1e-3))) == 1
     assert len(strangers(with_a_gap(25, 1e-3))) == 0  # a kind of good parts, more likely
-    assert len(strangers(with_a_gap(25, 1e-5))) == 25
+    assert len(strangers(with_a_gap(25, 1e-9))) == 25
+
+
+def test_who_stands_less_than_a_deviation_apart_is_no_stranger() -> None:
+    scores = np.concatenate([np.linspace(0.0, 2.0, 200), np.linspace(2.5, 2.6, 12)])  # deviation about 0.75
+    assert len(strangers(scores)) == 0
+    scores[200:] += 1.0
+    assert len(strangers(scores)) == 12
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, 2.0, 50.0], [3.0] * 40, [3.0] * 39 + [9.0]])
