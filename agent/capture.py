@@ -16,7 +16,7 @@ from typing import cast
 
 import yaml
 
-from agent.cameras.camera import Camera, SelfTriggeredCamera
+from agent.cameras.camera import NO_FRAME, Camera, SelfTriggeredCamera
 from agent.cameras.genicam_settings import FREE_RUN
 from agent.cameras.several import CAMERAS, file_and_camera
 from agent.cameras.trigger import Announced
@@ -32,7 +32,6 @@ FRAME_S = 2.0  # after its trigger, and after the frame before it, a frame that 
 WAIT_TOLD_S = 3.0  # without a part, then it is told what is waited for
 NO_RECIPE = {"recipe": "none.recipe", "recipes": {"unsigned": "allow"}}
 TOO_LATE = "the trigger's source told of a part too late for a picture, or of several at once"
-NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 

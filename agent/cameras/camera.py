@@ -6,6 +6,8 @@ from typing import Protocol
 
 from calibration.frame import Frame
 
+NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"  # of a part
+
 
 class Camera(Protocol):
     """Delivers one frame per trigger, or nothing: the loop knows which triggers went unanswered.

@@ -32,7 +32,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import cast
 
-from agent.cameras.camera import Camera, SelfTriggeredCamera
+from agent.cameras.camera import NO_FRAME, Camera, SelfTriggeredCamera
 from agent.cameras.trigger import Announced
 from agent.errors import CameraError, EndOfFrames, OutputError
 from agent.journal import fields
@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05  # how soon a thread notices that it should stop
 MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
 MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
-NO_FRAME = "the camera was triggered, its frame did not arrive, or not whole"
 TOO_LATE = "the trigger's source told of this part too late for a picture, or of several at once: see docs/camera.md"
 HELD_UP = "the agent came to this part too late for a picture, another one may stand there by now: see docs/camera.md"
 

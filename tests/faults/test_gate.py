@@ -127,14 +127,20 @@ def test_a_host_that_can_be_none_is_a_gate_that_cannot_be_had():
         OutputSettings(modbus=coil, timing=GateTiming(0.0, 60_000.0)).open()
 
 
-@pytest.mark.parametrize(("fault", "told"), [("resets", "the connection broke"), ("cuts", "coil 3 not confirmed")])
-def test_a_plc_that_resets_the_connection_or_answers_nonsense_is_a_failed_gate_and_used_again(monkeypatch, fault, told):
-    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)
-    plc = RudePlc()
+def opened_on(plc):
+    """Return a gate on this PLC that has let a part pass, and is open."""
     coil = ModbusSettings("127.0.0.1", port=plc.port, coil=COIL, confirm_ms=3000.0)
     one = OutputSettings(modbus=coil, timing=GateTiming(0.0, 60_000.0)).open()
     one.act(1, "accept", time.monotonic_ns())
     wait_until(lambda: plc.is_on)
+    return one
+
+
+@pytest.mark.parametrize(("fault", "told"), [("resets", "the connection broke"), ("cuts", "coil 3 not confirmed")])
+def test_a_plc_that_resets_the_connection_or_answers_nonsense_is_a_failed_gate_and_used_again(monkeypatch, fault, told):
+    monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 20 * MS)
+    plc = RudePlc()
+    one = opened_on(plc)
     setattr(plc, fault, True)
     one.act(2, "divert", time.monotonic_ns())
     wait_until(lambda: one._fault)
@@ -153,10 +159,7 @@ def test_a_plc_that_resets_the_connection_or_answers_nonsense_is_a_failed_gate_a
 def test_a_gate_whose_connection_was_lost_is_let_rest_over_a_new_one_when_the_agent_ends(monkeypatch):
     monkeypatch.setattr("agent.outputs.gate.RETRY_NS", 60_000 * MS)
     plc = RudePlc()
-    coil = ModbusSettings("127.0.0.1", port=plc.port, coil=COIL, confirm_ms=3000.0)
-    one = OutputSettings(modbus=coil, timing=GateTiming(0.0, 60_000.0)).open()
-    one.act(1, "accept", time.monotonic_ns())
-    wait_until(lambda: plc.is_on)
+    one = opened_on(plc)
     plc.resets = True
     one.act(2, "divert", time.monotonic_ns())
     wait_until(lambda: one._fault and one._retry_ns > time.monotonic_ns())  # the attempt at once has failed, too
