@@ -92,6 +92,11 @@ def commands() -> None:
     show_default=True,
     help="How the score's threshold is found; the last two need images in train/DEFECT.",
 )
+@click.option(
+    "--takt-ms",
+    type=click.FloatRange(min=1),
+    help="Cycle time: say whether a part keeps 0.9 of it here; dcgan searches for as long.",
+)
 @with_method_options
 @click.option("--keep-suspects", is_flag=True, help="Learn from good images that score as no good part does, too.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training.")
@@ -117,6 +122,7 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
     part_pattern: str | None,
     most_images: int,
     threshold: str,
+    takt_ms: float | None,
     keep_suspects: bool,
     resume: bool,
     product: str | None,
@@ -151,6 +157,7 @@ def fit_command(  # noqa: PLR0913, PLR0917 one parameter per option
         resume=resume,
         keep_suspects=keep_suspects,
         threshold=threshold,
+        takt_ms=takt_ms,
         options=Options(**chosen),
     )
     session.learn(data, request, part_pattern=part_pattern, bit_depth=bit_depth, product=product)

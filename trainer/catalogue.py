@@ -40,6 +40,7 @@ from trainer.scorers import (
     siamese,
     ssim,
 )
+from trainer.search import pick_steps
 
 RECONSTRUCTORS: dict[str, Callable[[Material, Tensor, Tensor, Options, Progress], nn.Module]] = {
     "vae": vae.fit,
@@ -95,6 +96,11 @@ def detector_names() -> list[str]:
             if scorer not in NEEDS or reconstructor in NEEDS[scorer][0]
         ),
     ]
+
+
+def searches(name: str) -> bool:
+    """Return whether a detector searches a picture in steps, as many as a takt allows."""
+    return name.partition("+")[0] == "dcgan"
 
 
 def method(name: str) -> Method:
@@ -165,7 +171,14 @@ def _fit_pair(reconstructor: str, scorer: str, material: Material, options: Opti
     """Train on all folds but two: one decides when to stop, one is scored unseen for the thresholds."""
     learn, validate, held_out = split(material, "a reconstructor")
     network = RECONSTRUCTORS[reconstructor](material, learn, validate, options, progress)
-    scored = SCORERS[scorer](network, material, learn, options, progress)
-    module = Reconstruction(network, scored).eval()
-    learnt = getattr(scored, "learnt_defects", "")
-    return held_out_judged(module, material.batch, held_out, progress, size=1, learnt_defects=learnt)
+
+    def detector() -> Reconstruction:
+        return Reconstruction(network, SCORERS[scorer](network, material, learn, options, progress)).eval()
+
+    module, decided = detector(), ()
+    if material.engine_ms is not None and searches(reconstructor):
+        decided = (pick_steps(network, module, material.batch[validate], material.engine_ms, progress),)
+        module = detector()  # what it learns of codes and pictures depends on the steps
+    learnt = getattr(module.scorer, "learnt_defects", "")
+    learned = held_out_judged(module, material.batch, held_out, progress, size=1, learnt_defects=learnt)
+    return replace(learned, decided=decided)

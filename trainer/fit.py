@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from calibration.reference import learn_reference
 from calibration.registration import Reference, RegistrationSettings
 from calibration.thresholds import Thresholds, good_parts_needed
 from calibration.zones import DrawnZone, drawn_mask, read_zones
-from trainer.catalogue import method
+from trainer.catalogue import method, searches
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
 from trainer.errors import TrainingError
 from trainer.export import Parity
@@ -41,6 +42,7 @@ from trainer.prepared import FEWEST_GOOD, PreparedSet, glimpses, prepare_all, pr
 from trainer.proof import exported, selftest
 from trainer.strangers import ROUNDS, learn_without_strangers
 from trainer.tiling import Tiles, tiled, tiles_for
+from trainer.timing import Timed, engine_ms_within, frame_times_ms, takt_note
 from trainer.training import checkpoint_of, forget
 from trainer.zoning import zoned, zones_of
 
@@ -72,6 +74,7 @@ class FitRequest:
     most_images: int = 1000
     resume: bool = False
     threshold: str = "false_reject_rate"  # | normal_intersection | best_f1: of the score, with labelled defects
+    takt_ms: float | None = None  # cycle time: told whether a part keeps it here; picks how long dcgan searches
     keep_suspects: bool = False  # learn from good images that score as no good part does, too
     keep_checkpoint: bool = False  # until the caller has written the recipe
     options: Options = field(default_factory=Options)
@@ -118,16 +121,15 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         dataset.defects, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
     )
     keep = _keep(request.ignore, drawn, view)
+    timed = partial(frame_times_ms, prepared.items, pictures, view, reference)
+    engine_ms = _engine_ms(request, timed)
 
     def material_of(part: PreparedSet) -> Material:
-        return replace(_material(part, view, keep, request), defects=defects)
+        return replace(_material(part, view, keep, request), defects=defects, engine_ms=engine_ms)
 
     check_labels(material_of(prepared), request.threshold, request.detector)
-    options = request.options
-    if reference is not None:  # they lie upright
-        options = replace(options, turned="off")
-        if request.options.turned == "on":
-            notes.append("--turned on: without effect, the parts are registered, so they all lie alike")
+    options, option_notes = _options(request.options, reference)
+    notes += option_notes
     learned, prepared, suspects = _learned(train, prepared, material_of, replace(request, options=options), progress)
     if suspects:
         notes.append(left_out_note([suspect.item.name for suspect in suspects]))
@@ -159,6 +161,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
             "half_precision": half.facts(),
         },
     )
+    notes += [] if request.takt_ms is None else [takt_note(request.takt_ms, graph, timed)]
     if not request.keep_checkpoint:
         forget(checkpoint_of(request.recipe))
     return FitResult(
@@ -206,6 +209,21 @@ def _learned(
     learned, kept, left_out = learn_without_strangers(len(whole.items), learn, FEWEST_GOOD, rounds)
     suspects = (Suspect(whole.items[s.index], s.score, s.anomaly_map, whole.batch[s.index]) for s in left_out)
     return learned, whole.of(kept), tuple(suspects)
+
+
+def _options(options: Options, reference: Reference | None) -> tuple[Options, list[str]]:
+    """Return the options with what follows from how parts lie, and notes."""
+    if reference is None:
+        return options, []
+    useless = "--turned on: without effect, the parts are registered, so they all lie alike"
+    return replace(options, turned="off"), [useless] if options.turned == "on" else []
+
+
+def _engine_ms(request: FitRequest, timed: Timed) -> float | None:
+    """Return what the takt leaves for the engine where that picks something."""
+    if request.takt_ms is None or not searches(request.detector):
+        return None
+    return engine_ms_within(request.takt_ms, timed)
 
 
 def _check_size(request: FitRequest) -> None:
@@ -340,6 +358,7 @@ def _training(request: FitRequest, material: Material, found: Survey, registrati
             "false_reject_rate": request.false_reject_rate,
             "threshold": request.threshold,
             "most_images": request.most_images,
+            "takt_ms": request.takt_ms,
             "keep_suspects": request.keep_suspects,
             "ignore": None if request.ignore is None else request.ignore.name,
         },

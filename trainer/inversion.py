@@ -17,6 +17,8 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,11 +117,15 @@ class Inversion(nn.Module):
         super().__init__()
         self.distance = distance
         self.adam = Adam(options.inversion_rate)
-        self.steps = options.inversion_steps
         self.share = options.masked_share
-        steps = torch.arange(1, self.steps + 1, dtype=torch.float64)[:, None]
-        self.register_buffer("first", (1.0 - MOMENTUM**steps).float())  # (K, 1)
-        self.register_buffer("second", (1.0 - SPREAD**steps).float())
+        self.take(options.inversion_steps)
+
+    def take(self, steps: int) -> None:
+        """Let the search have that many steps from now on."""
+        self.steps = steps
+        powers = torch.arange(1, steps + 1, dtype=torch.float64)[:, None]
+        self.register_buffer("first", (1.0 - MOMENTUM**powers).float())  # (K, 1)
+        self.register_buffer("second", (1.0 - SPREAD**powers).float())
 
     def forward(self, image: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """Return (picture, z)."""
@@ -136,19 +142,29 @@ class Inversion(nn.Module):
         slopes = self.distance.loss(start, image, self.distance.goal(image))[1]
         self.adam.epsilon.copy_(FLAT * slopes.square().mean().sqrt() + 1e-8)
 
+    def course(self, image: Tensor, start: Tensor) -> Tensor:
+        """Return the least loss of each image before the first step and after every one, (K + 1, N); nothing masked."""
+        return torch.stack([lowest for lowest, _, _ in self._descent(image, start, None)])
+
     def _descended(self, image: Tensor, start: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.steps == 0:
             return self.distance.generator(start)[-1], start
+        *_, (_, nearest, z) = self._descent(image, start, mask)
+        return nearest, z
+
+    def _descent(self, image: Tensor, start: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (least loss so far (N,), its picture, z) before the first step and after every one."""
         goal = self.distance.goal(image)
         z, m, v = start, torch.zeros_like(start), torch.zeros_like(start)
         lowest, gradient, nearest = self._at(z, image, goal, mask)
+        yield lowest, nearest, z
         for step in range(self.steps):
             z, m, v = self.adam(z, (m, v), gradient, (self.first[step], self.second[step]))
             loss, gradient, picture = self._at(z, image, goal, mask)
             better = loss < lowest
             lowest = torch.where(better, loss, lowest)
             nearest = torch.where(better[:, None, None, None], picture, nearest)
-        return nearest, z
+            yield lowest, nearest, z
 
     def _at(self, z: Tensor, image: Tensor, goal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if mask is None:

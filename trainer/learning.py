@@ -73,6 +73,7 @@ class Material:
     checkpoint: Path  # where a long training leaves its state, to be resumed
     resume: bool = False
     aspect: float = 1.0  # width over height of what an image shows, before it was brought to (h, w)
+    engine_ms: float | None = None  # what this machine's engine may take for an image: how long dcgan searches
     defects: Defects | None = None  # only methods that say so learn from them
 
     def __len__(self) -> int:

@@ -47,7 +47,7 @@ METHOD_OPTIONS: tuple[Chosen, ...] = (
     ("--wasserstein", bool, False, "dcgan: Wasserstein loss with gradient penalty."),
     ("--resize", bool, False, "dcgan: enlarge and convolve instead of transposed convolutions."),
     ("--flip/--no-flip", bool, True, "dcgan: a mirrored good part is a good part."),
-    ("--inversion-steps", FROM_ZERO, 4, "dcgan: steps of the latent search; 0 takes the encoder's answer."),
+    ("--inversion-steps", FROM_ZERO, 4, "dcgan: steps of the latent search; --takt-ms picks them instead."),
     ("--inversion-rate", WEIGHT, 0.05, "dcgan: length of a step of the search."),
     ("--inversion-loss", click.Choice(["anogan", "laplacian"]), "anogan", "dcgan: what the search lowers."),
     ("--feature-weight", WEIGHT, 0.1, "dcgan, anogan: weight of the discriminator's features beside the pixels."),

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from calibration.errors import InputError
 from calibration.images import SUFFIXES
-from trainer.catalogue import detector_names
+from trainer.catalogue import detector_names, searches
 from trainer.data import Dataset
 from trainer.errors import TrainingError
 from trainer.fit import FitRequest
 from trainer.race_heat import Heat, Result, fit_request
+from trainer.timing import DEADLINE
 
-DEADLINE = 0.9  # of the takt: what station.yaml takes where it names no deadline
 DIED = "ended without an answer: see its log, and dmesg for memory; the next race asks it again"
 NEED_LABELS = ("cnn", "vgg16")
 Runner = Callable[[Sequence[list[str]]], Iterable[int]]
@@ -91,6 +91,7 @@ def heats(request: RaceRequest, dataset: Dataset) -> list[Heat]:
             version=importlib.metadata.version("taktsight"),
             bit_depth=request.bit_depth,
             part_pattern=request.part_pattern,
+            takt_ms=request.takt_ms if searches(name) else None,
         )
         for name in chosen
         for height, width in request.sizes

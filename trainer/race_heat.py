@@ -8,16 +8,13 @@ data have labelled test images, of these too. What it costs is the whole path fr
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +31,10 @@ from trainer.fit import FitRequest, fit
 from trainer.learning import Options
 from trainer.prepared import pixels_of
 from trainer.synthetic import synthetic_defects
+from trainer.timing import engine_of, frame_times_ms, slowest_ms
 
 FOLDS = 5  # one of them judges
 FAULTS = 100  # synthetic defects
-WARM_UP, FRAMES = 5, 60  # of the latency
-THREADS = 2
-
-Engine = Callable[[NDArray[np.float32]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +54,7 @@ class Heat:
     version: str = ""  # of this package: another one may answer otherwise
     bit_depth: int | None = None  # as in fit
     part_pattern: str | None = None  # as in fit
+    takt_ms: float | None = None  # as in fit, for those that it concerns
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +101,15 @@ def run(heat: Heat, scratch: Path) -> Result:
     good, faults = _judged(recipe, judge, pictures, heat)
     synthetic_auroc, synthetic_escape = figures(good, faults, heat.overkill)
     auroc, escape = _labelled(recipe, dataset, pictures, heat)
-    engine, name = _engine(recipe.graph)
-    times_ms = _times_ms(recipe, engine, judge, pictures)
+    engine, name = engine_of(recipe.graph)
+    times_ms = frame_times_ms(judge, pictures, recipe.view, recipe.reference, engine)
     return Result(
         synthetic_auroc=synthetic_auroc,
         synthetic_escape=synthetic_escape,
         auroc=auroc,
         escape=escape,
         p50_ms=float(np.percentile(times_ms, 50)),
-        p99_ms=float(np.percentile(times_ms, 99)),
+        p99_ms=slowest_ms(times_ms),
         engine=name,
         fit_s=fit_s,
         memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -133,6 +128,7 @@ def fit_request(heat: Heat, recipe: Path) -> FitRequest:
         height=heat.height,
         width=heat.width,
         registration=heat.registration,
+        takt_ms=heat.takt_ms,
         options=options,
     )
 
@@ -190,42 +186,6 @@ def _labelled(recipe: Recipe, dataset: Dataset, pictures: Pictures, heat: Heat) 
     scores = np.array([np.inf if image.score is None else image.score for image in images])
     good = np.array([image.label == GOOD for image in images], dtype=bool)
     return figures(scores[good], scores[~good], heat.overkill)
-
-
-def _times_ms(recipe: Recipe, engine: Engine, items: Sequence[Item], pictures: Pictures) -> list[float]:
-    """Return how long a frame takes to its score, each image in turn."""
-    frames, times_ms = [], []
-    for item in items[: WARM_UP + FRAMES]:
-        with suppress(BadFrame):
-            frames.append(pixels_of(item, pictures, recipe.view))
-    for number in range(WARM_UP + FRAMES if frames else 0):
-        pixels, depth = frames[number % len(frames)]
-        started_ns = time.perf_counter_ns()
-        try:
-            engine(prepare(pixels, depth, recipe.view, recipe.reference).batch)
-        except (NotRegistered, BadFrame):
-            continue
-        if number >= WARM_UP:
-            times_ms.append((time.perf_counter_ns() - started_ns) / 1e6)
-    return times_ms or [float("inf")]
-
-
-def _engine(graph: bytes) -> tuple[Engine, str]:
-    """Return what runs the graph beside a line without a GPU: OpenVINO where it is installed, else ONNX Runtime."""
-    try:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # nobody outside is told
-        import openvino  # noqa: PLC0415 an extra
-    except ImportError:
-        return ReferenceRuntime(graph), ReferenceRuntime.name
-    core = openvino.Core()
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": THREADS,
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-    }
-    request = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings).create_infer_request()
-    return lambda batch: request.infer({"image": batch}, share_inputs=True), f"openvino f32, {THREADS} threads"
 
 
 if __name__ == "__main__":

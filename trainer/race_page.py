@@ -14,7 +14,8 @@ from rich.table import Table
 
 from calibration.chart import number, round_numbers
 from calibration.errors import InputError
-from trainer.race import DEADLINE, Entry
+from trainer.race import Entry
+from trainer.timing import DEADLINE
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 36, 48

@@ -334,7 +334,7 @@ def test_a_training_on_other_images_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_the_recipe_tells_what_was_asked_and_what_was_done(tmp_path: Path) -> None:
     changes = {"keep_suspects": True, "false_reject_rate": 0.1, "most_images": 50}
     training = learnt(tmp_path, **changes).recipe.training
-    assert training["asked"] == {**changes, "threshold": "false_reject_rate", "ignore": None}
+    assert training["asked"] == {**changes, "threshold": "false_reject_rate", "takt_ms": None, "ignore": None}
 
 
 def test_parts_photographed_twice_never_stand_on_both_sides(tmp_path: Path) -> None:
@@ -348,3 +348,19 @@ def test_parts_photographed_twice_never_stand_on_both_sides(tmp_path: Path) -> N
     result = fit(dataset, request(tmp_path), silent)
     assert result.recipe.training["folds"] == 5
     assert result.recipe.thresholds.n_good == 10  # parts, not images
+
+
+def test_the_takt_picks_how_long_dcgan_searches_and_is_told(tmp_path: Path) -> None:
+    result = learnt(tmp_path, detector="dcgan+residual", takt_ms=1e-3, height=32, width=32)
+    assert result.module.reconstructor.inversion.steps == 0, "the default is 4"
+    (decided,) = result.recipe.training["decided"]
+    assert "search steps: 0," in decided and decided in result.notes
+    assert any(note.startswith("frame to score") and "more than 0.0009 ms" in note for note in result.notes)
+    assert result.recipe.training["asked"]["takt_ms"] == 1e-3
+
+
+def test_a_takt_is_told_of_any_detector_and_changes_no_recipe(tmp_path: Path, twenty_parts: FitResult) -> None:
+    result = learnt(tmp_path, takt_ms=1e6)
+    assert any("the deadline of a takt of 1e+06 ms" in note for note in result.notes)
+    assert result.recipe.graph == twenty_parts.recipe.graph
+    assert result.recipe.training["options"] == twenty_parts.recipe.training["options"]

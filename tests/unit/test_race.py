@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from calibration.errors import BadFrame, InputError, MissingPackage
+from calibration.errors import InputError, MissingPackage
 from trainer import race, race_heat, race_session
 from trainer.__main__ import commands
 from trainer.data import read_dataset
@@ -198,22 +198,11 @@ def test_depth_and_parts_are_those_of_the_race_in_every_heat_and_in_the_winners_
     assert len(seen["learn"]) == 16 and len({item.part_id for item in seen["learn"]}) == 4  # one whole part judges
 
 
-def test_frames_for_the_latency_are_no_more_than_are_timed(monkeypatch):
-    taken = []
-
-    def pixels_of(item, pictures, view):
-        taken.append(item)
-        if item == 1:
-            raise BadFrame("the reference patch is covered")
-        return item, 8
-
-    monkeypatch.setattr(race_heat, "pixels_of", pixels_of)
-    monkeypatch.setattr(race_heat, "prepare", lambda pixels, *_: types.SimpleNamespace(batch=pixels))
-    recipe, ran = types.SimpleNamespace(view=None, reference=None), []
-    times = race_heat._times_ms(recipe, ran.append, range(1000), None)
-    assert taken == list(range(race_heat.WARM_UP + race_heat.FRAMES))
-    assert len(times) == race_heat.FRAMES and len(ran) == len(taken) and 1 not in ran
-    assert race_heat._times_ms(recipe, ran.append, [1], None) == [math.inf]
+def test_the_takt_is_asked_of_those_that_search_for_as_long_alone(images, tmp_path):
+    request = RaceRequest(images, tmp_path / "race", 50.0, detectors=("patch_memory", "dcgan+anogan", "dcgan+siamese"))
+    asked = heats(request, read_dataset(images))
+    assert [heat.takt_ms for heat in asked] == [None, 50.0, 50.0]
+    assert race_heat.fit_request(asked[1], tmp_path / "a.recipe").takt_ms == 50.0
 
 
 def test_a_folder_that_cannot_be_written_is_named(images, tmp_path):

@@ -1,106 +1,117 @@
-"""The coarse search finds the turn and place of a contour, whether it looks at all turns closely or at the best few."""
+"""How long a dcgan searches: what a takt allows, and no step that good parts gain nothing from."""
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
+from dataclasses import replace
+
 import pytest
-from numpy.typing import NDArray
+import torch
+from torch import Tensor, nn
 
-from calibration.alignment import Contour, Freedom, Poses, agreement, contour, edge_points, refine
-from calibration.pyramid import Level, slopes
-from calibration.search import FEWEST_PAIRS, Templates, search, templates
+from trainer import search
+from trainer.learning import Options
+from trainer.reconstructors.dcgan import Dcgan
+from trainer.reconstructors.gan_training import Adversaries, down
+from trainer.search import MOST_STEPS, affordable, pick_steps, told, worthwhile
 
-SIDE = 80
-SIZE = (96, 96)
-CENTRE = complex(40, 38)
-TURNS = np.exp(2j * np.pi * np.arange(60) / 60)
-BRACKET = np.array([[-20, -17], [20, -17], [20, -8], [-8, -8], [-8, 18], [-20, 18]], float)
-
-
-def picture(turn: complex = 1.0, position: complex = CENTRE, noise: float = 2.0, seed: int = 0) -> Level:
-    """Return a bright bracket on a dark ground, turned, its centre at position."""
-    place = turn * (BRACKET[:, 0] + 1j * BRACKET[:, 1]) + position
-    corners = np.round(np.stack([place.real, place.imag], axis=1) * 16).astype(np.int32)
-    drawn = np.full((SIDE, SIDE), 40, np.uint8)
-    cv2.fillPoly(drawn, [corners], 180, lineType=cv2.LINE_AA, shift=4)
-    smooth = cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), 1.0)
-    return smooth + np.random.default_rng(seed).normal(0, noise, smooth.shape).astype(np.float32)
+SIZE = torch.Size((1, 32, 32))
+OPTIONS = Options(latent=8, inversion_steps=4)
 
 
-@pytest.fixture(scope="module")
-def shape() -> Contour:
-    level = picture(noise=0)
-    weight = np.ones_like(level)
-    assert edge_points(level, weight, 300)[0].size > 100
-    return contour(level, weight, CENTRE, 300)
+class Detector(nn.Module):
+    """The reconstruction as map, what it misses as score."""
+
+    def __init__(self, network: Dcgan) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        picture, _ = self.network(image)
+        return picture, (picture - image).abs().flatten(1).mean(1)
 
 
-@pytest.fixture(scope="module")
-def turned(shape: Contour) -> Templates:
-    return templates(shape, TURNS, SIZE)
+def network(**changes: float) -> Dcgan:
+    """Return a dcgan that was never trained."""
+    torch.manual_seed(1)
+    options = replace(OPTIONS, **changes)
+    found = Dcgan(Adversaries(SIZE, options), down(SIZE, options.latent, normalise=True), SIZE, options)
+    for layer in found.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layer.reset_parameters()
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data.uniform_(0.5, 1.5)
+            layer.bias.data.normal_(0.0, 0.1)
+    return found.eval().requires_grad_(False)
 
 
-def found(score: NDArray, poses: Poses) -> tuple[complex, complex]:
-    best = int(np.argmax(score))
-    return complex(poses.turn[best]), complex(poses.position[best])
+def images(count: int = 3) -> Tensor:
+    return torch.rand(count, *SIZE, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("number", [0, 7, 22, 45, 59])
-@pytest.mark.parametrize("share", [1.0, 0.3])
-def test_the_part_is_found_at_its_turn_and_place(turned, number, share):
-    turn, position = found(*search(slopes(picture(TURNS[number], 36 + 43j)), turned, np.inf, 0j, share))
-    assert turn == pytest.approx(TURNS[number])
-    assert abs(position - (36 + 43j)) <= 1.5
+def silent(what: str, done: int, total: int) -> None:
+    pass
 
 
-def test_the_best_turns_score_the_same_whether_all_are_looked_at_closely_or_few(turned):
-    level = slopes(picture(TURNS[13], 42 + 37j, noise=8))
-    every, places = search(level, turned, np.inf, 0j)
-    few, same_places = search(level, turned, np.inf, 0j, 0.3)
-    assert np.isfinite(every).all()
-    assert np.isfinite(few).sum() == 2 * round(0.3 * TURNS.size / 2)
-    best = np.argsort(every)[-6:]
-    np.testing.assert_array_equal(few[best], every[best])
-    np.testing.assert_array_equal(same_places.position[best], places.position[best])
+@pytest.mark.parametrize(
+    ("engine_ms", "bare_ms", "step_ms", "steps"),
+    [
+        (20.0, 5.0, 2.0, 7),  # 5 + 7 * 2 = 19
+        (20.0, 5.0, 0.1, MOST_STEPS),
+        (20.0, 5.0, 0.0, MOST_STEPS),  # too quick to be told from nothing
+        (20.0, 20.0, 0.0, 0),
+        (5.5, 5.0, 2.0, 0),
+        (-3.0, 5.0, 2.0, 0),  # preparation alone misses the deadline
+        (float("-inf"), 5.0, 2.0, 0),
+    ],
+)
+def test_as_many_steps_as_fit_beside_the_rest(engine_ms: float, bare_ms: float, step_ms: float, steps: int) -> None:
+    assert affordable(engine_ms, bare_ms, step_ms) == steps
 
 
-def test_few_turns_are_all_looked_at_closely(shape):
-    few = templates(shape, TURNS[: 2 * FEWEST_PAIRS], SIZE)
-    score, _ = search(slopes(picture()), few, np.inf, 0j, 0.1)
-    assert np.isfinite(score).all()
+def test_the_course_of_a_search_is_what_each_number_of_steps_ends_with() -> None:
+    found, image = network(inversion_rate=0.1), 2.0 * images() - 1.0
+    start, distance = found.encoder(image), found.inversion.distance
+    for steps in (0, 3):
+        found.inversion.take(steps)
+        course = found.inversion.course(image, start)
+        picture, _ = found.inversion(image, start)
+        assert course.shape == (steps + 1, 3)
+        features = (distance.features(picture)[-1] - distance.goal(image)).abs().sum(1)
+        ended = (picture - image).abs().sum((1, 2, 3)) + OPTIONS.feature_weight * features
+        torch.testing.assert_close(course[-1], ended, rtol=0.02, atol=0.0)  # L1 is rounded off below a gray level
+    assert bool((course.diff(dim=0) <= 0.0).all()) and bool((course[-1] < course[0]).all())
 
 
-@pytest.mark.parametrize("share", [1.0, 0.3])
-def test_a_part_too_far_from_home_is_not_looked_for_there(turned, share):
-    faint = 40 + 0.15 * (picture(TURNS[20], 22 + 24j) - 40)
-    others = (picture(TURNS[number], place) for number, place in ((41, 56 + 56j), (5, 62 + 18j)))
-    level = slopes(np.maximum.reduce([faint, *others]))
-    for turn, position in ((TURNS[20], 22 + 24j), (TURNS[41], 56 + 56j)):
-        near = search(level, turned, 8.0, position, share)
-        assert found(*near)[0] == pytest.approx(turn)
-        assert np.abs(near[1].position - position)[np.isfinite(near[0])].max() <= 8.0
+def test_a_search_that_gains_nothing_takes_no_step_and_one_that_gains_is_cut_where_it_ends() -> None:
+    assert worthwhile(network(inversion_rate=1e-6), images()) == 0
+    found = network(inversion_rate=0.3)
+    image = found.pictures(torch.randn(3, OPTIONS.latent, generator=torch.Generator().manual_seed(3)))
+    steps = worthwhile(found, image)
+    assert 0 < steps < MOST_STEPS
+    found.inversion.take(MOST_STEPS)
+    target = 2.0 * image - 1.0
+    losses = found.inversion.course(target, found.encoder(target)).double().mean(1)
+    assert losses[steps] - losses[-1] <= 0.01 * losses[0] < losses[steps - 1] - losses[-1]
 
 
-def test_refinement_ends_once_nothing_moves(shape):
-    level = picture(np.exp(0.04j), CENTRE + 0.8 - 0.6j)
-    start, free = Poses(np.array([1.0 + 0j]), np.array([CENTRE])), Freedom(angle=True, scale=False)
-    short, long = (refine(level, start, shape, count, free, settled_px=0.0)[0] for count in (1, 30))
-    settled = refine(level, start, shape, 30, free)[0]
-    assert abs(short.position[0] - long.position[0]) > 0.01
-    assert abs(settled.position[0] - long.position[0]) < 0.001
-    assert abs(settled.turn[0] - long.turn[0]) * shape.radius_px < 0.001
-    once = refine(level, start, shape, 30, free, settled_px=100.0)[0]
-    assert once.position[0] == short.position[0]
+@pytest.mark.parametrize(("engine_ms", "steps"), [(4.6, 3), (1.0, 0), (100.0, 9)])
+def test_the_takt_and_what_steps_are_worth_pick_their_number(monkeypatch, engine_ms: float, steps: int) -> None:
+    """Without steps 1 ms, but 3 in the slowest of a hundred; half a millisecond for each step."""
+    found, timed = network(), []
+
+    def times_ms(engine: object, batch: object) -> list[float]:
+        timed.append(found.inversion.steps)
+        return [1.0 + 0.5 * found.inversion.steps] * 90 + [3.0 + 0.5 * found.inversion.steps] * 10
+
+    monkeypatch.setattr(search, "worthwhile", lambda *_: 9)
+    monkeypatch.setattr(search, "engine_times_ms", times_ms)
+    decided = pick_steps(found, Detector(found), images(), engine_ms, silent)
+    assert timed == [0, 4]
+    assert found.inversion.steps == steps == len(found.inversion.first)
+    assert f"search steps: {steps}," in decided
 
 
-def test_points_beyond_the_picture_are_not_seen_whatever_its_last_pixels_show(shape):
-    leaving = CENTRE + 34
-    level = picture(position=leaving)  # its long edges end at the rim, where pixels are repeated outwards
-    both = Poses(np.ones(2, complex), np.array([leaving, CENTRE]))
-    beyond = (shape.offset + leaving).real > SIDE - 1
-    assert 0.1 < beyond.mean() < 0.6
-    _, shift = refine(level, both, shape, 1, Freedom(angle=True, scale=False))
-    assert np.isnan(shift[0][beyond]).all()
-    assert np.isfinite(shift[0][~beyond]).mean() > 0.9
-    assert agreement(level, both, shape).in_view == pytest.approx([1 - beyond.mean(), 1.0])
+def test_what_is_decided_says_what_stopped_it() -> None:
+    assert "less than 1%" in told(3, 3, 20.0, 5.0, 1.0)
+    assert "as many as the takt allows" in told(3, 9, 8.0, 5.0, 1.0)
+    assert "the most that are taken" in told(MOST_STEPS, MOST_STEPS, 99.0, 5.0, 1.0)

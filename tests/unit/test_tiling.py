@@ -126,6 +126,18 @@ def test_a_method_that_learns_from_labels_is_told_that_tiles_have_none(labels: t
         tiled(method("cnn"), TILES)(shown, Options(), silent)
 
 
+@pytest.mark.parametrize(("whole_ms", "tile_ms"), [(30.0, 5.0), (None, None)])
+def test_the_engine_has_a_share_of_its_time_for_each_tile(whole_ms: float | None, tile_ms: float | None) -> None:
+    asked = []
+
+    def noted(of_tiles: Material, options: Options, progress: object) -> Learned:
+        asked.append(of_tiles.engine_ms)
+        return train(of_tiles, options, progress)
+
+    tiled(noted, TILES)(replace(material(parts(20)), engine_ms=whole_ms), Options(), silent)
+    assert asked == [tile_ms]
+
+
 def test_few_held_out_parts_are_judged_alike_everywhere() -> None:
     learned = tiled(train, TILES)(material(parts(6)), Options(), silent)
     assert np.isfinite(learned.good_scores).all()
