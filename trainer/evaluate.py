@@ -50,7 +50,7 @@ def left_out_images(result: FitResult) -> list[ScoredImage]:
             suspect.score,
             reason="left out of the training",
             anomaly_map=suspect.anomaly_map,
-            view=_channels_last(suspect.picture),
+            picture=_channels_last(suspect.picture),
         )
         for suspect in result.suspects
     ]

@@ -59,6 +59,19 @@ def test_a_test_image_that_cannot_be_read_does_not_cost_the_training(data: Path,
     assert "is written, without figures of the test images" in told
 
 
+def test_what_is_left_out_of_a_training_is_named_and_shown(tmp_path: Path, capsys) -> None:
+    folder = draw(tmp_path / "flange", 20, 0)
+    strange = cv2.imread(str(folder / "7.png"), cv2.IMREAD_GRAYSCALE)
+    strange[20:44, 10:50] = 255
+    cv2.imwrite(str(folder / "stranger.png"), strange)
+    options = Options(memory_entries=60)
+    request = FitRequest(tmp_path / "a.recipe", height=SIDE, width=SIDE, registration="off", options=options)
+    session.learn(folder, request, part_pattern=None, bit_depth=None, product=None)
+    report = (tmp_path / "a.recipe.html").read_text(encoding="utf-8")
+    assert report.count("stranger.png") > 1 and "left out of the training" in report
+    assert "(1): stranger.png." in " ".join("".join(capsys.readouterr()).split())
+
+
 def test_a_folder_in_the_place_of_the_recipe_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     with pytest.raises(InputError, match=r"recipes: a folder, need a file's path .*recipes/NAME\.recipe"):
