@@ -21,7 +21,7 @@ from tables import categories_in
 
 from calibration.preprocess import View
 from trainer.data import GOOD, Item, Pictures, read_dataset, survey
-from trainer.detectors import patch_memory
+from trainer.detectors import patch_memory, student
 from trainer.learning import Options, in_chunks
 from trainer.prepared import prepared_item
 
@@ -37,7 +37,7 @@ class Variant:
     scaled: bool = True  # channels brought to deviation 1
     standardised: bool = True  # each place by what held-out good parts show there
     odd: float = patch_memory.ODD  # share of them that a place's moments leave out
-    smoothed: bool = True
+    smoothed: bool = False  # the map under a Gaussian of one cell
     top_cells: int = 3
 
 
@@ -49,10 +49,10 @@ VARIANTS = (
     replace(SHIPPED, name="channels unscaled", scaled=False),
     replace(SHIPPED, name="places not standardised", standardised=False),
     replace(SHIPPED, name="moments of all images", odd=0.0),
-    replace(SHIPPED, name="map not smoothed", smoothed=False),
+    replace(SHIPPED, name="map smoothed", smoothed=True),
     replace(SHIPPED, name="score = maximum", top_cells=1),
     replace(SHIPPED, name="score = top 1 %", top_cells=10),
-    Variant("plain PatchCore-like", scaled=False, standardised=False, smoothed=False, top_cells=1),
+    Variant("plain PatchCore-like", scaled=False, standardised=False, top_cells=1),
 )
 
 
@@ -104,7 +104,7 @@ def scores(good: torch.Tensor, test: torch.Tensor, variant: Variant) -> np.ndarr
         usual, spread = patch_memory.moments(held_out, variant.odd)
         maps = (maps - usual) / spread
     if variant.smoothed:
-        maps = patch_memory.smoothed(maps)
+        maps = student.smoothed(maps)
     return patch_memory.top_mean(maps, variant.top_cells).numpy()
 
 

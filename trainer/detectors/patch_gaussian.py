@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.backbones import lite0
-from trainer.detectors.patch_memory import moments, smoothed, standardised_folds, top_count, top_mean
+from trainer.detectors.patch_memory import moments, standardised_folds, top_count, top_mean
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
 
 STAGES = (1, 2)  # of Lite0: 24 channels at stride 4, 40 at stride 8
@@ -99,7 +99,7 @@ class PatchGaussian(nn.Module):
         """Return (anomaly_map, score) of features (N, D, h', w') as `features` gives them."""
         reduced = F.conv2d(embedded - self.mean, self.components)
         unlikely = distance(reduced, self.centre, self.root)
-        anomaly_map = smoothed((unlikely - self.usual) / self.spread) * self.keep
+        anomaly_map = (unlikely - self.usual) / self.spread * self.keep
         return anomaly_map, top_mean(anomaly_map, self.top_count)
 
 

@@ -6,7 +6,8 @@ differences that were measured (docs/detectors.md):
 * features at strides 8 and 16, each channel brought to mean 0 and deviation 1 over the good patches;
 * each place of the map is standardised by the mean and deviation that held-out good parts have there, without the
   strangest 5 %, because edges and highlights vary more than plain surfaces, and border cells differ by their padding;
-* the score is the mean of the highest 0.3 % of the smoothed map: steadier than its maximum.
+* the score is the mean of the highest 0.3 % of the map: steadier than its maximum. The map is not blurred: features
+  have been averaged already, and faults keep their outlines.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ CANDIDATES = 30_000  # patches that the coreset is chosen from
 SKETCH = 64  # dimensions of the random projection that the coreset is chosen in
 ODD = 0.05  # share of the held-out images that a place's moments leave out: the strangest there
 NEAREST = 1.0  # distances below it count as this: |x - m|^2 as x^2 + m^2 - 2xm is rounding noise there, and no defect
-SMOOTHING = (0.06136, 0.24477, 0.38774, 0.24477, 0.06136)  # Gaussian, sigma = 1 cell
 
 
 def fit(material: Material, options: Options, progress: Progress) -> Learned:
@@ -102,7 +102,7 @@ class PatchMemory(nn.Module):
         """Return (anomaly_map, score) of features (N, D, h', w') as `features` gives them."""
         embedded = (embedded - self.mean) * self.scale
         distance = nearest_distance(embedded, self.memory, self.memory_squared)
-        anomaly_map = smoothed((distance - self.usual) / self.spread) * self.keep
+        anomaly_map = (distance - self.usual) / self.spread * self.keep
         return anomaly_map, top_mean(anomaly_map, self.top_count)
 
 
@@ -128,14 +128,6 @@ def nearest_distance(embedded: Tensor, memory: Tensor, memory_squared: Tensor) -
     places = embedded.flatten(2).transpose(1, 2)  # (N, h'w', D)
     squared = (places * places).sum(2) + (memory_squared - 2.0 * (places @ memory)).amin(2)
     return squared.clamp(min=NEAREST**2).sqrt().reshape(embedded.shape[0], 1, *embedded.shape[2:])
-
-
-def smoothed(maps: Tensor) -> Tensor:
-    """Return maps (N, 1, h, w) under a Gaussian of one cell, edges replicated."""
-    kernel = torch.tensor(SMOOTHING, dtype=maps.dtype, device=maps.device)
-    padded = F.pad(maps, (2, 2, 2, 2), mode="replicate")
-    rows = F.conv2d(padded, kernel.reshape(1, 1, 1, 5))
-    return F.conv2d(rows, kernel.reshape(1, 1, 5, 1))
 
 
 def top_mean(maps: Tensor, count: int) -> Tensor:
@@ -188,11 +180,11 @@ def held_out_distances(
 
 
 def standardised_folds(distances: Tensor, fold: NDArray[np.int64], *, alike: bool = False) -> Tensor:
-    """Return maps (n, 1, h', w') in the order of distances: each fold standardised by the others, then smoothed."""
+    """Return maps (n, 1, h', w') in the order of distances: each fold standardised by the others."""
     maps = torch.empty_like(distances)
     for k in range(int(fold.max()) + 1):
         usual, spread = moments(distances[fold != k], alike=alike)
-        maps[fold == k] = smoothed((distances[fold == k] - usual) / spread)
+        maps[fold == k] = (distances[fold == k] - usual) / spread
     return maps
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.backbones import lite0
-from trainer.detectors.patch_memory import moments, smoothed, top_count, top_mean
+from trainer.detectors.patch_memory import moments, top_count, top_mean
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, held_out_judged, in_chunks, split
 from trainer.training import learnt, train
 
@@ -27,6 +27,7 @@ WIDTH = 96  # channels inside the student
 CODE = 64  # numbers that the autoencoder keeps of a picture
 HARD = 0.01  # share of the features, those known least, that make half of the student's loss
 PATIENCE = 10  # epochs
+SMOOTHING = (0.06136, 0.24477, 0.38774, 0.24477, 0.06136)  # Gaussian, sigma = 1 cell
 
 
 def fit(material: Material, options: Options, progress: Progress) -> Learned:
@@ -154,3 +155,11 @@ class Pair(nn.Module):
         squared = ((expected - deep) ** 2).flatten()
         hard = squared.topk(max(1, round(HARD * len(squared)))).values.mean()
         return squared.mean() + 0.1 * hard + F.mse_loss(known, deep) + F.mse_loss(told, known.detach())
+
+
+def smoothed(maps: Tensor) -> Tensor:
+    """Return maps (N, 1, h, w) under a Gaussian of one cell, edges replicated."""
+    kernel = torch.tensor(SMOOTHING, dtype=maps.dtype, device=maps.device)
+    padded = F.pad(maps, (2, 2, 2, 2), mode="replicate")
+    rows = F.conv2d(padded, kernel.reshape(1, 1, 1, 5))
+    return F.conv2d(rows, kernel.reshape(1, 1, 5, 1))
