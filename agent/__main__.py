@@ -216,12 +216,15 @@ def capture_command(station: Path, out: Path, count: int) -> None:
 @click.option("--ca-file", type=click.Path(path_type=Path), help="Given: TLS.")
 @click.option("--cert-file", type=click.Path(path_type=Path), help="With --key-file: show this certificate.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="Private key of --cert-file.")
+@click.option("--take-waiting", is_flag=True, help="Also show what waits for a first subscriber: nobody else gets it.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many verdicts.")
 @click.option("--timeout", type=float, help="Stop after so many seconds.")
-def watch_command(topic: str, protocol: str, count: int | None, timeout: float | None, **connection: Any) -> None:
+def watch_command(
+    topic: str, protocol: str, take_waiting: bool, count: int | None, timeout: float | None, **connection: Any
+) -> None:
     """Show the verdicts of the station at TOPIC as they come over MQTT; to keep them, see taktsight-subscribe."""
     settings = MqttSettings(topic=topic, protocol=int(protocol), **connection)
-    watch(settings, count=count, timeout_s=timeout, console=console)
+    watch(settings, count=count, timeout_s=timeout, console=console, take_waiting=take_waiting)
 
 
 @commands.command(

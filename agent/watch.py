@@ -6,33 +6,29 @@ Where none arrives it says why: no broker, no station, a state in which no part 
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import inf
-from queue import Empty, SimpleQueue
 from textwrap import wrap
 from typing import Any
 
-from paho.mqtt.client import Client
-from paho.mqtt.reasoncodes import ReasonCode
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from agent.errors import BrokerError
-from agent.mqtt.client import MqttSettings, begin_connecting, build_client
+from agent.mqtt.client import MqttSettings
 from agent.publishing.messages import STATES, STATUS_SCHEMA, VERDICT_SCHEMA
+from agent.watch_subscription import Backlog, Subscription
 
 MAX_KEPT = 10_000  # verdicts remembered, for the result and against duplicates
 MOST_CAUSE_CHARACTERS = 300
 MOST_ROWS = 200  # of the largest terminal
 PATIENCE_S = 3.0  # before silence is explained; a station says how it does every 5 s, and at once what is retained
 POLL_S = 0.1
-UNSUPPORTED_PROTOCOL = 0x84  # the broker speaks MQTT 3.1.1 alone, or 5 alone
 
 LABELS = {"pass": ("PASS", "bold green"), "reject": ("REJECT", "bold red"), "no_verdict": ("NO VERDICT", "bold yellow")}
 COLUMNS = (("part", 14), ("trigger", 7), ("outcome", 10), ("score", 9), ("threshold", 9), ("ms", 7))
@@ -59,6 +55,8 @@ class Status:
 
     lines: tuple[str, ...]  # its state, then its alarms
     away: tuple[str, ...]  # all its consumers, where verdicts wait for every one of them
+    backlog: Backlog | None  # of a station without consumers that is there
+    is_offline: bool
 
 
 def watch(
@@ -69,6 +67,7 @@ def watch(
     console: Console,
     on_subscribed: Callable[[], None] | None = None,
     give_up: Callable[[], bool] = lambda: False,
+    take_waiting: bool = False,
 ) -> list[dict[str, Any]]:
     """Print verdicts until `count` different ones came or timeout_s passed; returns them in order of arrival.
 
@@ -76,7 +75,8 @@ def watch(
     is shown as a warning.
 
     on_subscribed: called once, as soon as no verdict can be missed any more. give_up: asked ten times a second; True
-    ends the watch.
+    ends the watch. take_waiting: show also what waits at a station without consumers for the first who subscribes;
+    it is shown here and nowhere else then.
 
     Raises BrokerError if the broker refuses us, or was never reached within timeout_s; SettingsError as MqttSettings.
     """
@@ -85,7 +85,7 @@ def watch(
     verdicts: OrderedDict[tuple[str, str, int], dict[str, Any]] = OrderedDict()
     shown = 0
     with ExitStack() as stack:
-        subscription = _Subscription(settings)
+        subscription = Subscription(settings, take_waiting=take_waiting)
         stack.callback(subscription.close)
         show = stack.enter_context(LiveLines(console)) if console.is_terminal else _PlainLines(console)
         silence = _Silence(settings)
@@ -94,14 +94,16 @@ def watch(
             if on_subscribed is not None and subscription.is_ready:
                 on_subscribed()
                 on_subscribed = None
-            show.standing(silence.explained(subscription.is_connected, subscription.was_connected))
+            show.standing(silence.explained(subscription))
             if arrived is None:
                 if give_up():
                     break
                 continue
             try:
                 if arrived.is_status:
-                    silence.note_status(read_status(_parsed(arrived.payload, STATUS_SCHEMA)))
+                    status = read_status(_parsed(arrived.payload, STATUS_SCHEMA))
+                    silence.note_status(status)
+                    subscription.gate.note(status.backlog, is_offline=status.is_offline)
                     continue
                 message = _parsed(arrived.payload, VERDICT_SCHEMA)
                 row = read_row(message)
@@ -165,11 +167,18 @@ def read_status(message: dict[str, Any]) -> Status:
         lines = [_printable(f"{station} is {state}{more.get(state, '')}")]
         lines += [_printable(f"alarm {alarm['code']}: {alarm['detail']}") for alarm in message["alarms"]]
         waiting = {str(name): int(one["waiting"]) for name, one in message.get("consumers", {}).items()}
+        backlog = _backlog(message["delivery"]) if message.get("deliveryMode") == "broker" else None
     except KeyError as error:
         raise ValueError(f"field {error} is missing") from error
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"a field has another type: {error}") from error
-    return Status(tuple(lines), tuple(sorted(waiting)) if waiting and all(waiting.values()) else ())
+    away = tuple(sorted(waiting)) if waiting and all(waiting.values()) else ()
+    return Status(tuple(lines), away, backlog, state == "offline")
+
+
+def _backlog(delivery: dict[str, Any]) -> Backlog:
+    unheard = int(delivery["noSubscribers"])
+    return Backlog(int(delivery["waiting"]), int(delivery["confirmed"]) - unheard, unheard)
 
 
 def _cause(message: dict[str, Any]) -> str:
@@ -208,12 +217,12 @@ class _Silence:
         """A verdict came."""
         self._since_s = time.monotonic()
 
-    def explained(self, is_connected: bool, was_connected: bool) -> tuple[str, ...]:
+    def explained(self, subscription: Subscription) -> tuple[str, ...]:
         """Return what to say of broker and station now."""
         broker = f"{self._settings.host}:{self._settings.port}"
         is_long = time.monotonic() > self._since_s + PATIENCE_S
-        if not is_connected:
-            if was_connected:
+        if not subscription.is_connected:
+            if subscription.was_connected:
                 return (f"the connection to {broker} is lost: trying again",)
             return (f"no broker answers at {broker} yet: trying again",) if is_long else ()
         if self._status is None:
@@ -225,6 +234,9 @@ class _Silence:
                 if is_long
                 else ()
             )
+        if is_long and subscription.gate.waiting:
+            wait = f"{subscription.gate.waiting} verdicts wait at the station for the first who subscribes"
+            return (*self._status.lines, f"{wait}: start the MES, else they are shown here and reach nobody else")
         if not (is_long and self._away):
             return self._status.lines
         names = ", ".join(self._away)
@@ -319,69 +331,3 @@ class _PlainLines:
 def _cells(row: Row) -> list[str]:
     fields = (row.part, row.trigger, LABELS[row.outcome][0], row.score, row.threshold, row.latency_ms)
     return [f"{field:<{width}}" for field, (_, width) in zip(fields, COLUMNS, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    """One message of the station."""
-
-    payload: bytes
-    is_status: bool
-
-
-class _Subscription:
-    """Verdicts and status of one station, subscribed again after every reconnection."""
-
-    def __init__(self, settings: MqttSettings) -> None:
-        self.is_connected = self.was_connected = False
-        self.is_ready = False  # subscribed: every verdict from now on reaches us
-        self._protocol = settings.protocol
-        self._topic, self._status_topic = f"{settings.topic}/verdict", f"{settings.topic}/status"
-        self._arrived: SimpleQueue[_Arrived | BrokerError] = SimpleQueue()
-        self._client = build_client(settings, f"taktsight-watch-{secrets.token_hex(4)}")
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_message = self._on_message
-        begin_connecting(self._client, settings)
-
-    def next_message(self, timeout_s: float) -> _Arrived | None:
-        """Return the next message, or None if none came in time. Raises BrokerError if the broker refuses us."""
-        try:
-            arrived = self._arrived.get(timeout=timeout_s)
-        except Empty:
-            return None
-        if isinstance(arrived, BrokerError):
-            raise arrived
-        return arrived
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._client.disconnect()
-        self._client.loop_stop()
-
-    # paho's thread runs these: post and return.
-
-    def _on_connect(self, client: Client, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
-        if reason.is_failure:
-            self._arrived.put(BrokerError(f"the broker refuses us: {reason}: {self._advice(reason)}"))
-            return
-        self.is_connected = self.was_connected = True
-        client.subscribe([(self._topic, 1), (self._status_topic, 1)])
-
-    def _advice(self, reason: ReasonCode) -> str:
-        if reason.value == UNSUPPORTED_PROTOCOL:
-            return f"ask with --protocol {3 if self._protocol == 5 else 5}"
-        return "check mqtt.username and password_file"
-
-    def _on_disconnect(self, *_: object) -> None:
-        self.is_connected = False
-
-    def _on_subscribe(self, _client: Any, _userdata: Any, _mid: Any, reasons: list[ReasonCode], _props: Any) -> None:
-        if not reasons or reasons[0].is_failure:  # without the other one we know less of why nothing comes
-            self._arrived.put(BrokerError(f"the broker does not let us read {self._topic}: check its access list"))
-            return
-        self.is_ready = True
-
-    def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
-        self._arrived.put(_Arrived(bytes(message.payload), message.topic == self._status_topic))

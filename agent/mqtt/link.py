@@ -19,6 +19,7 @@ from paho.mqtt.client import MQTT_LOG_ERR, Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.mqtt.certificates import likely_cause
 from agent.mqtt.client import Credentials, MqttSettings, new_client
@@ -122,8 +123,16 @@ class Link:
         return info.mid if info.rc == 0 else None
 
     def subscribe(self, topics: list[str]) -> None:
-        """Ask for these topics below the root, at QoS 1."""
-        self._client.subscribe([(f"{self._root}/{topic}", 1) for topic in topics])
+        """Ask for these topics below the root, at QoS 1.
+
+        MQTT 5: with the retain flag as it was published. Without, as always in MQTT 3.1.1, the broker clears the flag
+        on what comes while we are connected, and only the copy that it keeps is known by it.
+        """
+        wanted = [f"{self._root}/{topic}" for topic in topics]
+        if self._settings.protocol == 5:
+            self._client.subscribe([(topic, SubscribeOptions(qos=1, retainAsPublished=True)) for topic in wanted])
+        else:
+            self._client.subscribe([(topic, 1) for topic in wanted])
 
     def packet_bytes(self, packet: Packet) -> int:
         """Return the packet's size on the wire."""

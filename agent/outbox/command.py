@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,23 @@ from calibration.errors import InputError
 MAX_VALUE_CHARACTERS = 60  # of what was before and after
 
 
+@dataclass(slots=True)
+class _Group:
+    """Kept messages of one state, epoch and cause."""
+
+    count: int = 0
+    first: int = 0  # lowest seq
+    last: int = 0  # highest seq
+    damaged: int = 0
+
+    def add(self, row: KeptRow) -> None:
+        """Count one more."""
+        self.first = min(self.first, row.seq) if self.count else row.seq
+        self.last = max(self.last, row.seq)
+        self.count += 1
+        self.damaged += not row.intact
+
+
 def show_outbox(station: Station, export: Path | None, *, discard_rest: bool) -> None:
     """Print what waits, is in quarantine or was set aside; write it to `export`; then delete all but what waits.
 
@@ -31,22 +51,22 @@ def show_outbox(station: Station, export: Path | None, *, discard_rest: bool) ->
     """
     folder = station.outbox.folder
     try:
-        rows = list(kept_rows(folder))
+        groups = _shown(folder, export)
     except InUse:
         if export is not None:
             raise
         say(f"{folder}: in use by the agent that runs; {_waiting(folder)}")
         note("stop the agent to see what is in quarantine, and to export")
         return
+    number = sum(group.count for group in groups.values())
     say(
-        f"{folder}: {len(rows)} messages; {_waiting(folder)}"
-        if rows
+        f"{folder}: {number} messages; {_waiting(folder)}"
+        if number
         else f"{folder}: empty, every consumer has everything"
     )
-    if rows:
-        console.print(_kept_table(rows))
+    if number:
+        console.print(_kept_table(groups))
     if export is not None:
-        _write(export, rows)
         say(f"export: {export}")
     if discard_rest:
         say(f"discarded: {discard(folder)} messages in quarantine and databases that were set aside")
@@ -82,17 +102,36 @@ def _waiting(folder: Path) -> str:
     return f"waiting: {waiting or 'no consumer yet'}"
 
 
-def _kept_table(rows: list[KeptRow]) -> Table:
+def _shown(folder: Path, export: Path | None) -> dict[tuple[str, str, str], _Group]:
+    """Return the kept messages in groups, having written each to `export`: one at a time, an outbox may be 2 GB."""
+    groups: dict[tuple[str, str, str], _Group] = defaultdict(_Group)
+    rows = kept_rows(folder)
+    first = next(rows, None)  # an outbox that is in use is refused before a file is touched
+    every = chain(() if first is None else (first,), rows)
+    if export is None:
+        for row in every:
+            groups[row.state, row.epoch, row.why].add(row)
+        return groups
+    try:
+        with export.open("w", encoding="utf-8") as file:
+            for row in every:
+                groups[row.state, row.epoch, row.why].add(row)
+                file.write(json.dumps(_exported(row), ensure_ascii=False) + "\n")
+    except OSError as error:
+        wanted = "give a file that can be written; nothing was discarded"
+        raise InputError(f"{export}: {error.strerror}: {wanted}") from error
+    finally:
+        if isinstance(rows, Generator):
+            rows.close()  # it holds the outbox
+    return groups
+
+
+def _kept_table(groups: dict[tuple[str, str, str], _Group]) -> Table:
     table = Table(title_justify="left")
     for heading in ("state", "epoch", "messages", "first", "last", "damaged", "why"):
         table.add_column(heading, justify="left" if heading in ("state", "epoch", "why") else "right")
-    groups: dict[tuple[str, str, str], list[KeptRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.state, row.epoch, row.why].append(row)
     for (state, epoch, why), group in groups.items():
-        seqs = [row.seq for row in group]
-        damaged = Counter(row.intact for row in group)[False]
-        table.add_row(state, epoch, str(len(group)), str(min(seqs)), str(max(seqs)), str(damaged), why)
+        table.add_row(state, epoch, str(group.count), str(group.first), str(group.last), str(group.damaged), why)
     return table
 
 
@@ -108,14 +147,6 @@ def _told(entry: Entry) -> str:
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_VALUE_CHARACTERS else text[: MAX_VALUE_CHARACTERS - 1] + "…"
-
-
-def _write(path: Path, rows: list[KeptRow]) -> None:
-    lines = [json.dumps(_exported(row), ensure_ascii=False) for row in rows]
-    try:
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: give a file that can be written; nothing was discarded") from error
 
 
 def _exported(row: KeptRow) -> dict[str, Any]:

@@ -7,22 +7,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import wraps
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 import click
 
-from taktsight_subscribe.broker import BrokerOptions
+from taktsight_subscribe.broker import BrokerOptions, check_topic
 from taktsight_subscribe.commands import Reply, send_command
 from taktsight_subscribe.console import header, json_line, line, printable, run_command
 from taktsight_subscribe.errors import SettingsError
 from taktsight_subscribe.gaps import missing_parts
 from taktsight_subscribe.postgres_store import PostgresStore
 from taktsight_subscribe.sqlite_store import SqliteStore
-from taktsight_subscribe.store import Store
+from taktsight_subscribe.store import Batch, Store
 from taktsight_subscribe.subscriber import HEATMAPS_MB, Subscriber
 
 EXIT_CODES = """Exit codes: 0 done, 2 usage, 4 settings, 7 package missing, 10 broker, 12 no reply or too few parts in
@@ -49,6 +50,17 @@ STORE_OPTION = click.option(
     envvar="TAKTSIGHT_STORE",
     help="A SQLite file, or postgresql://user@host/database. Also from TAKTSIGHT_STORE.",
 )
+
+
+class FiniteFloat(click.types.FloatParamType):
+    """A number that JSON has: not nan, not inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; usage error if it is none."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} found, need a finite number", param, ctx)
+        return number
 
 
 def with_broker(command: Callable[..., None]) -> Callable[..., None]:
@@ -116,12 +128,8 @@ def run_command_line(  # noqa: PLR0913, PLR0917 one parameter per option
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per gap.")
 def gaps_command(store_url: str, as_json: bool) -> None:
     """List the parts that the store does not have, and why; exit code 1 if there are any."""
-    if not is_postgres(store_url) and not Path(store_url).is_file():
-        raise SettingsError(f"--store: {store_url} is not there: name the file that `run` writes")
-    store = open_store(store_url)
-    store.open()
-    missing = missing_parts(store)
-    store.close()
+    with closing(existing_store(store_url)) as store:
+        missing = missing_parts(store)
     for gap in missing:
         if as_json:
             click.echo(json.dumps(asdict(gap)))
@@ -131,6 +139,26 @@ def gaps_command(store_url: str, as_json: bool) -> None:
     if not missing and not as_json:
         click.echo("nothing is missing")
     sys.exit(1 if missing else 0)
+
+
+@commands.command(
+    "move",
+    short_help="Take a station's messages from another topic.",
+    epilog="Example: taktsight-subscribe move cell7 acme/plant1/hall2/line4/cell7 --store verdicts.sqlite",
+)
+@click.argument("station")
+@click.argument("topic")
+@STORE_OPTION
+def move_command(station: str, topic: str, store_url: str) -> None:
+    """Take the messages of STATION from TOPIC, its new root, and no longer from where it was. End `run` before."""
+    check_topic(topic, wildcards=False)
+    with closing(existing_store(store_url)) as store:
+        known = [epoch.progress for epoch in store.epochs() if epoch.progress.station == station]
+        if not known:
+            raise SettingsError(f"station: {station!r} is not in this store: name one that is, as `gaps` writes it")
+        store.commit(Batch(progress=[replace(one, root=topic) for one in known]))
+    was = ", ".join(sorted({one.root for one in known}))
+    click.echo(f"{printable(station)}: was at {printable(was)}, is at {topic}")
 
 
 @commands.group("send", short_help="Send a command to a station: pause, resume, recipe, ...")
@@ -194,7 +222,7 @@ def capture(count: int) -> dict[str, Any]:
 
 
 @send_group.command("threshold")
-@click.option("--score", type=float, help="Reject above this score; left out: the recipe's own.")
+@click.option("--score", type=FiniteFloat(), help="Reject above this score; left out: the recipe's own.")
 @sending
 def threshold(score: float | None) -> dict[str, Any]:
     """Set the threshold, or go back to the recipe's."""
@@ -211,6 +239,15 @@ def selftest() -> dict[str, Any]:
 def open_store(url: str) -> Store:
     """Return the store of a file name or a connection string, not yet open."""
     return PostgresStore(url) if is_postgres(url) else SqliteStore(url.removeprefix("sqlite:///"))
+
+
+def existing_store(url: str) -> Store:
+    """Return an open store that `run` has made. Raises SettingsError where there is no such file."""
+    store = open_store(url)
+    if isinstance(store, SqliteStore) and not store.path.is_file():
+        raise SettingsError(f"--store: {store.path} is not there: name the file that `run` writes")
+    store.open()
+    return store
 
 
 def is_postgres(url: str) -> bool:

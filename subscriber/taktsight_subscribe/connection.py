@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -47,14 +47,14 @@ class Message:
 
 
 class Connection:
-    """Subscribed to `topics` whenever `is_ready`. All verbs belong to one thread."""
+    """Subscribed to `topics`, each with its QoS, whenever `is_ready`. All verbs belong to one thread."""
 
-    def __init__(self, broker: Broker, client_id: str, topics: Iterable[str]) -> None:
+    def __init__(self, broker: Broker, client_id: str, topics: Mapping[str, int]) -> None:
         self.arrived: deque[Message] = deque()  # not settled yet, oldest first
         self.is_ready = False  # connected and subscribed
         self.times_ready = 0
         self._broker = broker
-        self._topics = list(topics)
+        self._topics = dict(topics)
         self._client = build_client(broker, client_id, clean=False)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
@@ -86,6 +86,8 @@ class Connection:
         while self._is_up and seen != len(self.arrived) and len(self.arrived) < RECEIVE_MAXIMUM:
             seen = len(self.arrived)
             self._loop(0.0)
+        if self._refusal is not None and self._is_up:  # let in, but not to a topic: only a new connection asks again
+            self._client.disconnect()  # _on_disconnect backs off
         refusal, self._refusal = self._refusal, None
         if refusal is not None:
             if not self.times_ready:
@@ -97,6 +99,11 @@ class Connection:
         for message in messages:
             if self._is_up and message.connection == self._connections:
                 self._client.ack(message.mid, message.qos)
+
+    def unsubscribe(self, topics: list[str]) -> None:
+        """Have the broker forget subscriptions that the session still has of an earlier program."""
+        if self._is_up:
+            self._client.unsubscribe(topics)
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Publish with QoS 1; paho repeats it after a reconnection if need be."""
@@ -172,7 +179,7 @@ class Connection:
             self._refusal = BrokerError(f"the broker {self._broker.address} refuses us: {reason}: {wanted}")
             return
         self._connections += 1
-        client.subscribe([(topic, 1) for topic in self._topics])
+        client.subscribe(list(self._topics.items()))
 
     def _on_subscribe(self, _client: Any, _data: Any, _mid: Any, reasons: list[ReasonCode], _properties: Any) -> None:
         refused = [topic for topic, reason in zip(self._topics, reasons, strict=False) if reason.is_failure]

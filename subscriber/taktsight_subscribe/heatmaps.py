@@ -40,17 +40,26 @@ class HeatmapFolder:
         self._sizes: OrderedDict[Path, int] = OrderedDict()  # oldest first
         self._total_bytes = 0
         self._warn = Quiet(log)
-        self._thread = threading.Thread(target=self._work, name="taktsight-heatmaps", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Look at what is there and begin to write. Raises SettingsError if the folder cannot be made."""
+        """Look at what is there and begin to write; again after `stop`, if so wanted.
+
+        Raises SettingsError if the folder cannot be made.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             found = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*/*.jpg"))
         except OSError as error:
             raise SettingsError(f"heatmaps: {self.folder} cannot be used: {error}") from error
+        self._sizes.clear()
+        self._total_bytes = 0
         for _, size_bytes, path in found:
             self._note(path, size_bytes)
+        self._waiting = Queue(MAX_WAITING)  # a thread that a slow disk holds up since the last `stop` keeps its own
+        self._thread = threading.Thread(
+            target=self._work, args=(self._waiting,), name="taktsight-heatmaps", daemon=True
+        )
         self._thread.start()
 
     def put(self, key: Key, picture: bytes) -> None:
@@ -67,15 +76,15 @@ class HeatmapFolder:
 
     def stop(self, timeout_s: float) -> None:
         """Write what waits, at most timeout_s long."""
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             try:
                 self._waiting.put(None, timeout=timeout_s)
             except Full:
                 return
             self._thread.join(timeout_s)
 
-    def _work(self) -> None:
-        while (item := self._waiting.get()) is not None:
+    def _work(self, waiting: Queue[tuple[Key, bytes] | None]) -> None:
+        while (item := waiting.get()) is not None:
             try:
                 self._write(*item)
             except OSError as error:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from taktsight_subscribe.coverage import Coverage, Range, without
 from taktsight_subscribe.messages import (
+    Elsewhere,
     Missing,
     Status,
     Unreadable,
@@ -22,7 +23,15 @@ from taktsight_subscribe.messages import (
     read_verdict,
     storable,
 )
-from taktsight_subscribe.store import MAX_REJECTED_BYTES, Batch, Gap, Progress, Rejected, StoredEpoch
+from taktsight_subscribe.store import (
+    MAX_REJECTED_BYTES,
+    MAX_REJECTED_TOPIC_CHARACTERS,
+    Batch,
+    Gap,
+    Progress,
+    Rejected,
+    StoredEpoch,
+)
 
 NO_LONGER_KEPT = "lost: never came, and the station no longer keeps it"
 EPOCH_ENDED = "lost: never came, and the station has begun another epoch"
@@ -74,6 +83,7 @@ class Plan:
     new_gaps: list[Gap] = field(default_factory=list)
     closed_gaps: list[Gap] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    elsewhere: list[Rejected] = field(default_factory=list)  # of them, those of a station that is known elsewhere
     books: dict[EpochKey, EpochBook] = field(default_factory=dict)  # those that were touched
     statuses: dict[str, Status] = field(default_factory=dict)  # by root
     repeated: dict[EpochKey, Verdict] = field(default_factory=dict)  # the last duplicate of each epoch
@@ -109,6 +119,7 @@ class Ledger:
                 self._take(plan, arrived)
             except Unreadable as error:
                 plan.rejected.append(_rejected(arrived, str(error)))
+                plan.elsewhere += plan.rejected[-1:] if isinstance(error, Elsewhere) else []
         return plan
 
     def plan_losses(self, key: EpochKey, lost: Sequence[Range], now_utc: datetime) -> Plan:
@@ -172,14 +183,16 @@ class Ledger:
         gap = next((gap for gap in book.gaps if gap.first <= verdict.seq <= gap.last), None)
         if gap is None and verdict.seq in book.coverage:
             plan.repeated[book.key] = verdict
+            if book.begins is not None and verdict.seq < book.begins:  # the broker kept it, and a status overtook it
+                _put(plan, arrived, verdict)
             return
         if arrived.refused:
-            plan.rejected.append(_rejected(arrived, arrived.refused))
+            _put(plan, arrived, verdict)
             _give_up(plan, book, (verdict.seq, verdict.seq), arrived.refused, arrived.received_utc)
             return
         if gap is not None:
             _reopen(plan, book, gap, verdict.seq)
-        plan.verdicts.append(verdict)
+        _put(plan, arrived, verdict)
         _cover(book, verdict.seq, verdict.seq)
 
     def _take_missing(self, plan: Plan, missing: Missing, arrived: Arrived) -> None:
@@ -191,25 +204,50 @@ class Ledger:
     def _take_status(self, plan: Plan, status: Status, arrived: Arrived) -> None:
         if status.epoch is None:  # the last will: written before the station knew its outbox
             return
-        plan.statuses[arrived.root] = status
         book = self._book(plan, (status.station, status.epoch), arrived.root)
+        plan.statuses[arrived.root] = status
         if book.begins is None and status.first_seq is not None:
             book.begins = status.first_seq
             book.coverage.add(1, status.first_seq - 1)
 
     def _book(self, plan: Plan, key: EpochKey, root: str) -> EpochBook:
-        """Return the plan's own copy of the book of an epoch, begun where there was none."""
-        book = plan.books.get(key)
-        if book is None and key in self.books:
-            book = plan.books[key] = self.books[key].copy()
-        if book is None:
-            book = plan.books[key] = EpochBook(*key, root)
-            others = {**self.books, **plan.books}.values()
-            if any(other.root == root and other is not book for other in others):
-                book.begins = 1  # a station that we know: all of its new epoch is ours
-            plan.new_epochs.append(book)
-        book.root = root
+        """Return the plan's own copy of the book of an epoch, begun where there was none.
+
+        Raises Elsewhere where the station, or this epoch of it, is known at another root: the broker lets a station
+        write below its own root alone, and only so is it known who speaks.
+        """
+        book = plan.books.get(key) or self.books.get(key)
+        if book is not None:
+            if book.root != root:
+                raise _elsewhere(key[0], {book.root})
+            if key not in plan.books:
+                plan.books[key] = book.copy()
+            return plan.books[key]
+        others = {**self.books, **plan.books}.values()
+        roots = {other.root for other in others if other.station == key[0]}
+        if roots and root not in roots:
+            raise _elsewhere(key[0], roots)
+        book = plan.books[key] = EpochBook(*key, root)
+        if any(other.root == root for other in others if other is not book):
+            book.begins = 1  # a station that we know: all of its new epoch is ours
+        plan.new_epochs.append(book)
         return book
+
+
+def _elsewhere(station: str, roots: set[str]) -> Elsewhere:
+    known = " and ".join(sorted(roots))
+    return Elsewhere(
+        f"station {station} is known at {known}: is it another one under this name? Where it moved, end this program, "
+        "run `taktsight-subscribe move` and start it again"
+    )
+
+
+def _put(plan: Plan, arrived: Arrived, verdict: Verdict) -> None:
+    """Have a verdict stored, or put aside where the database cannot take it."""
+    if arrived.refused:
+        plan.rejected.append(_rejected(arrived, arrived.refused))
+    else:
+        plan.verdicts.append(verdict)
 
 
 def _cover(book: EpochBook, first: int, last: int) -> None:
@@ -240,7 +278,7 @@ def _reopen(plan: Plan, book: EpochBook, gap: Gap, seq: int) -> None:
 
 def _rejected(arrived: Arrived, reason: str) -> Rejected:
     return Rejected(
-        topic=storable(f"{arrived.root}/{arrived.kind}"),
+        topic=storable(f"{arrived.root}/{arrived.kind}")[:MAX_REJECTED_TOPIC_CHARACTERS],
         sha256=hashlib.sha256(arrived.payload).hexdigest(),
         reason=storable(reason),
         size_bytes=len(arrived.payload),

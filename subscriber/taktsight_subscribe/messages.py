@@ -22,6 +22,7 @@ REPLY_SCHEMA = "taktsight.reply/1"
 
 MAX_MESSAGE_BYTES = 1 << 20  # a verdict takes 1 to 7 KB
 MAX_NAME_CHARACTERS = 200
+MAX_DEPTH = 64  # a verdict has 4; what walks a message by recursion ends at about 480
 MAX_REASON_CHARACTERS = 500
 MAX_SEQ = (1 << 53) - 1  # the largest whole number that every JSON reader keeps exact
 CONSUMER_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -30,6 +31,10 @@ EPOCH = re.compile(r"[0-9a-f]{12}")
 
 class Unreadable(ValueError):
     """A message that is not what its topic promises; the text says why."""
+
+
+class Elsewhere(Unreadable):
+    """A message in the name of a station that is known at another topic."""
 
 
 class Key(NamedTuple):
@@ -176,7 +181,10 @@ def storable(text: str) -> str:
 
 
 def parse_object(payload: bytes) -> tuple[str, dict[str, Any]]:
-    """Return a JSON object as text and parsed. Raises Unreadable on anything else; NaN is no JSON."""
+    """Return a JSON object as text and parsed. Raises Unreadable on anything else; NaN is no JSON.
+
+    Objects and lists lie at most MAX_DEPTH deep in one another.
+    """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise Unreadable(f"{len(payload)} bytes, more than {MAX_MESSAGE_BYTES}")
     try:
@@ -186,6 +194,8 @@ def parse_object(payload: bytes) -> tuple[str, dict[str, Any]]:
         raise Unreadable(f"not JSON: {str(error)[:200]}") from error
     if not isinstance(message, dict):
         raise Unreadable("not a JSON object")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _is_deep(message):
+        raise Unreadable(f"objects and lists more than {MAX_DEPTH} deep in one another")
     return text, message
 
 
@@ -197,6 +207,15 @@ def _parsed(payload: bytes, schema: str) -> tuple[str, dict[str, Any]]:
             f"schema {found!r} found, this version reads {schema}: update taktsight-subscribe if it is newer"
         )
     return text, message
+
+
+def _is_deep(message: dict[str, Any]) -> bool:
+    """Return whether there is something more than MAX_DEPTH deep; no recursion of its own."""
+    level: list[Any] = [message]
+    for _ in range(MAX_DEPTH):
+        inner = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in inner if isinstance(value, dict | list)]
+    return bool(level)
 
 
 def _refuse_constant(name: str) -> None:

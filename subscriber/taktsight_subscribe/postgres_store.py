@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from taktsight_subscribe.errors import MissingPackage, RowRefused, StoreError
+from taktsight_subscribe.errors import MissingPackage, RowRefused, SettingsError, StoreError
 from taktsight_subscribe.messages import Key, Verdict, storable
 from taktsight_subscribe.store import (
     MAX_REJECTED,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 30_000
+TCP_USER_TIMEOUT_MS = 25_000  # a server that went without a word, with a statement of ours on its way
 WRITERS_LOCK = 0x7461_6B74  # one writer at a time, so that positions become visible in order
 OURS = f"taktsight-subscribe {SCHEMA_VERSION}"  # comment on the table verdict
 
@@ -72,7 +73,7 @@ class PostgresStore:
     The tables are made in the first schema of the search path where there are none; with tables made beforehand, the
     right to read, insert, update and delete is enough.
 
-    Raises MissingPackage if psycopg is not installed.
+    Raises MissingPackage if psycopg is not installed, SettingsError if the connection string cannot be read.
     """
 
     def __init__(self, conninfo: str) -> None:
@@ -81,6 +82,7 @@ class PostgresStore:
         except ImportError as error:
             wanted = "pip install 'taktsight-subscribe[postgresql]'"
             raise MissingPackage(f"PostgreSQL needs psycopg 3: {wanted}") from error
+        _check_conninfo(psycopg, conninfo)
         self._psycopg = psycopg
         self._conninfo = conninfo
         self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
@@ -101,6 +103,7 @@ class PostgresStore:
                 keepalives_idle=10,
                 keepalives_interval=5,
                 keepalives_count=3,
+                tcp_user_timeout=TCP_USER_TIMEOUT_MS,
             )
         except self._psycopg.Error as error:
             raise StoreError(f"PostgreSQL: {_first_line(error)}") from error
@@ -185,10 +188,31 @@ class PostgresStore:
                 raise StoreError("PostgreSQL is not connected")
             try:
                 yield self._connection
-            except (self._psycopg.DataError, self._psycopg.IntegrityError, UnicodeEncodeError) as error:
+            except (
+                self._psycopg.DataError,
+                self._psycopg.IntegrityError,
+                self._psycopg.errors.ProgramLimitExceeded,  # an OperationalError, and yet for good
+                UnicodeEncodeError,
+            ) as error:
                 raise RowRefused(f"PostgreSQL refuses a row: {_first_line(error)}") from error
             except self._psycopg.Error as error:
                 raise StoreError(f"PostgreSQL: {_first_line(error)}") from error
+
+
+def _check_conninfo(psycopg: Any, conninfo: str) -> None:
+    """Raise SettingsError, which quotes nothing, where a password would be taken for something else.
+
+    libpq's own messages quote what they trip over: here a piece of the password.
+    """
+    wanted = "PostgreSQL: the connection string cannot be read: percent-encode % / @ # in the password"
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(conninfo)
+    except psycopg.Error:
+        raise SettingsError(wanted) from None
+    hosts, ports = (str(parts.get(name, "")).split(",") for name in ("host", "port"))
+    has_at = any("@" in name[1:] for name in (*hosts, str(parts.get("dbname", ""))))  # at first: an abstract socket
+    if has_at or not all(port.isdecimal() for port in ports if port):
+        raise SettingsError(wanted)
 
 
 def _prepare(connection: psycopg.Connection[tuple[Any, ...]]) -> None:

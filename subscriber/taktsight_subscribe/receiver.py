@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import product
 from math import inf
 
 from paho.mqtt.client import topic_matches_sub
@@ -27,6 +28,7 @@ from taktsight_subscribe.handover import HandOver
 from taktsight_subscribe.heatmaps import HeatmapFolder
 from taktsight_subscribe.ledger import Arrived, Ledger, Plan
 from taktsight_subscribe.messages import Verdict, ack_payload
+from taktsight_subscribe.patience import Patience
 from taktsight_subscribe.pictures import Pictures
 from taktsight_subscribe.quiet import Quiet
 from taktsight_subscribe.store import Store
@@ -37,6 +39,7 @@ STORE_RETRY_MIN_S, STORE_RETRY_MAX_S = 0.5, 15.0
 GOODBYE_S = 1.0
 SILENCE_S = 5.0  # after which a topic without any station is worth a word: statuses are retained and come at once
 KINDS = ("verdict", "missing", "status")
+MOST_LEVELS = 8  # of a root, of whose words each may have been a + in a subscription
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,14 @@ class Subscription:
     consumer: str
     broker: Broker
 
-    def topics(self, *, heatmaps: bool) -> list[str]:
-        """Return what to subscribe to."""
-        below = [*KINDS, "heatmap/+"] if heatmaps else KINDS
-        return [f"{self.topic}/{name}" for name in below]
+    def topics(self, *, heatmaps: bool) -> dict[str, int]:
+        """Return what to subscribe to, and the QoS of each.
+
+        The status is retained and comes every few seconds: what is missed while we are away is of no use, and at QoS 1
+        it would fill the broker's queue until verdicts are dropped.
+        """
+        below = {"verdict": 1, "missing": 1, "status": 0} | ({"heatmap/+": 1} if heatmaps else {})
+        return {f"{self.topic}/{name}": qos for name, qos in below.items()}
 
     def split(self, topic: str) -> tuple[str, str]:
         """Return the station's root and what hangs below it."""
@@ -61,6 +68,17 @@ class Subscription:
     def covers(self, root: str) -> bool:
         """Return whether this station is one of those that we hear."""
         return topic_matches_sub(self.topic, root)
+
+
+def filters_of(topic: str) -> list[str]:
+    """Return every subscription of this program by which a message on this topic may have come; none: by none."""
+    root, _, name = topic.rpartition("/")
+    if name.isdecimal() and root.endswith("/heatmap"):
+        root, name = root.removesuffix("/heatmap"), "heatmap/+"
+    levels = root.split("/")
+    if (name not in KINDS and name != "heatmap/+") or len(levels) > MOST_LEVELS:
+        return []
+    return ["/".join((*words, name)) for words in product(*((level, "+") for level in levels))]
 
 
 class Receiver(threading.Thread):
@@ -83,9 +101,10 @@ class Receiver(threading.Thread):
         self._hand_over = hand_over
         self._pictures = None if folder is None else Pictures(folder, store)
         client_id = subscription.broker.client_id or f"taktsight-{subscription.consumer}"
-        topics = subscription.topics(heatmaps=folder is not None)
-        self._connection = Connection(subscription.broker, client_id, topics)
+        self._topics = subscription.topics(heatmaps=folder is not None)
+        self._connection = Connection(subscription.broker, client_id, self._topics)
         self._acks = Acks()
+        self._left_over: set[str] = set()  # topics that came by a subscription of before, on this connection
         self._greeted_on = 0  # Connection.times_ready when we last asked every station to go on
         self._greeted: set[tuple[str, str]] = set()  # epochs that were asked on this connection
         self._unlisted: set[str] = set()  # roots whose station does not wait for us
@@ -97,6 +116,7 @@ class Receiver(threading.Thread):
         self._store_delay_s = 0.0
         self._store_next_s = 0.0
         self._warn = Quiet(log)
+        self._patience = Patience()
 
     def stop(self) -> None:
         """Ask for the end; safe in a signal handler."""
@@ -104,15 +124,19 @@ class Receiver(threading.Thread):
 
     def run(self) -> None:
         """Receive until asked to stop."""
+        self._patience.start()
         try:
             while not self._stop_asked:
                 self._connection.run(ACK_EVERY_S if self._acks.are_waiting else POLL_S)
-                self._turn(at_once=False)
-            self._turn(at_once=True)
+                with self._patience:
+                    self._turn(at_once=False)
+            with self._patience:
+                self._turn(at_once=True)
             self._connection.close(GOODBYE_S)
         except Exception as error:  # noqa: BLE001  the one broad except: the user's thread raises it again
             self.failure = error
         finally:
+            self._patience.stop()
             self._hand_over.end()
 
     def _turn(self, *, at_once: bool) -> None:
@@ -159,6 +183,7 @@ class Receiver(threading.Thread):
         """Tell every station that we know how far we are, and to go on from there."""
         self._greeted_on = self._connection.times_ready
         self._greeted.clear()
+        self._left_over.clear()
         self._silent_after_s = time.monotonic() + SILENCE_S
         for root, book in self._ledger.current().items():
             if self._subscription.covers(root):
@@ -192,11 +217,22 @@ class Receiver(threading.Thread):
         pictures: list[tuple[str, int, bytes]] = []
         for message in messages:
             root, below = self._subscription.split(message.topic)
-            if below in KINDS and (message.payload or below != "status"):  # an empty status: the broker forgot it
+            if not any(topic_matches_sub(wanted, message.topic) for wanted in self._topics):
+                self._unsubscribe(message.topic)
+            elif below in KINDS and (message.payload or below != "status"):  # an empty status: the broker forgot it
                 arrivals.append(Arrived(root, below, message.payload, message.received_utc))
             elif below.startswith("heatmap/") and below[8:].isdecimal() and len(below) < 25:
                 pictures.append((root, int(below[8:]), message.payload))
         return arrivals, pictures
+
+    def _unsubscribe(self, topic: str) -> None:
+        """End what an earlier program of our name has subscribed to: the broker keeps it with the session."""
+        filters = [] if topic in self._left_over else filters_of(topic)
+        if filters:
+            self._left_over.add(topic)
+            self._connection.unsubscribe(filters)
+            text = "%s is none of our topics any more: unsubscribed, and nothing of it is stored"
+            self._warn("left over", text, topic)
 
     def _commit(self, plan: Plan) -> None:
         """Store a plan and let it count. Raises StoreError: then it does not."""
@@ -231,7 +267,8 @@ class Receiver(threading.Thread):
                 f"gap {gap.station}", "%s: parts %d to %d are missing: %s", gap.station, gap.first, gap.last, gap.reason
             )
         for row in plan.rejected:
-            self._warn("rejected", "unreadable message on %s, kept in table rejected: %s", row.topic, row.reason)
+            kind = "elsewhere" if row in plan.elsewhere else "rejected"
+            self._warn(kind, "message on %s refused, kept in table rejected: %s", row.topic, row.reason)
         for verdict in plan.repeated.values():
             stored = self._store.find(verdict.key)
             if stored is not None and _essence(stored) != _essence(verdict):

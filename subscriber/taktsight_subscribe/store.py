@@ -21,6 +21,7 @@ from taktsight_subscribe.messages import Key, Verdict
 SCHEMA_VERSION = 1
 MAX_REJECTED = 10_000  # rows; the ones not seen for longest go first
 MAX_REJECTED_BYTES = 65_536  # kept of each
+MAX_REJECTED_TOPIC_CHARACTERS = 250  # part of a key: an index takes some 2700 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Gap:
 class Rejected:
     """A message that could not be read."""
 
-    topic: str
+    topic: str  # its first MAX_REJECTED_TOPIC_CHARACTERS
     sha256: str  # of the whole payload
     reason: str
     size_bytes: int

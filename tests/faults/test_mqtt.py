@@ -307,6 +307,19 @@ def test_commands_reach_the_station_and_replies_come_back_with_their_correlation
     assert reply.properties.CorrelationData == b"\x01\x02"
 
 
+@needs_broker
+def test_a_retained_command_is_known_as_one_also_by_a_station_that_is_connected(broker, station, consumer):
+    heard = []
+    station(broker.port, on_command=heard.append)
+    mes = consumer(broker.port)
+    wait_until(lambda: mes.on("/status"))
+    mes.publish(f"{ROOT}/cmd/pause", b"for now")
+    wait_until(lambda: len(heard) == 1)
+    mes.publish(f"{ROOT}/cmd/pause", b"for ever", retain=True)
+    wait_until(lambda: len(heard) == 2)
+    assert [(command.payload, command.retained) for command in heard] == [(b"for now", False), (b"for ever", True)]
+
+
 def test_stop_reports_what_waits_for_an_absent_broker_within_its_timeout(station):
     cell = station(free_port())
     cell.inspect(7, heatmap=HEATMAP)

@@ -6,15 +6,22 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 
+import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 from taktsight_subscribe import BrokerError, NoReply, PostgresStore, SqliteStore, Subscriber, send_command
+from taktsight_subscribe.broker import Broker
+from taktsight_subscribe.commands import NO_SUBSCRIBERS
+from taktsight_subscribe.connection import Connection
 
 from tests.broker import Cable, Mosquitto, free_port, wait_until
 from tests.postgres import Postgres
 from tests.schemas import faults, schema
-from tests.scripted_station import ScriptedStation, picture_link, verdict_fields
+from tests.scripted_station import ScriptedStation, picture_link, status_fields, verdict_fields
 from tests.station import HEATMAP, TestStation
 
 ROOT = "acme/plant1/hall2/line3/cell7"
@@ -403,6 +410,124 @@ class FailingStore(SqliteStore):
                 connection.execute("PRAGMA max_page_count = 1")
                 connection.execute("CREATE TABLE filler AS SELECT zeroblob(1000000)")
         super().commit(batch)
+
+
+class FrozenStore(SqliteStore):
+    """As behind a database whose process stands still: what is written takes until it is let go."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.goes_on = threading.Event()
+
+    def commit(self, batch):
+        self.goes_on.wait()
+        super().commit(batch)
+
+
+@pytest.fixture
+def frozen_store(table, monkeypatch):
+    monkeypatch.setattr("taktsight_subscribe.patience.PATIENCE_S", 0.1)
+    monkeypatch.setattr("taktsight_subscribe.patience.POLL_S", 0.02)
+    store = FrozenStore(table.path)
+    yield store
+    store.goes_on.set()
+
+
+def test_a_store_that_does_not_answer_is_a_warning_while_it_lasts(new_station, broker, frozen_store, table, caplog):
+    station = new_station(broker.port)
+    with Subscriber(EVERY_STATION, consumer="mes", store=frozen_store, port=broker.port):
+        station.store(5)
+        wait_until(lambda: "the store has not answered for" in caplog.text)
+        assert station.waiting == 5
+        frozen_store.goes_on.set()
+        wait_until(lambda: has_everything(station, table, 5))
+
+
+def test_statuses_of_an_absence_do_not_push_verdicts_out_of_the_brokers_queue(
+    new_broker, new_station, subscriber, table
+):
+    station = new_station(new_broker("max_queued_messages 20", FAST).port, consumers=())
+    first = subscriber(station.port)
+    wait_until(lambda: first._receiver._greeted != set())
+    first.__exit__(None, None, None)
+    for _ in range(40):
+        station.publish("status", json.dumps(status_fields("cell7", station.epoch, 1, 0)).encode(), retain=True)
+    station.store(10)
+    wait_until(lambda: station.waiting == 0)
+    station._client.publish(f"{ROOT}/last", b"", qos=1).wait_for_publish(5)
+    subscriber(station.port)
+    wait_until(lambda: has_everything(station, table, 10))
+
+
+def test_a_subscription_refused_on_a_reconnection_is_asked_for_again(broker, caplog):
+    cable = Cable(broker.port)
+    connection = Connection(Broker(port=cable.port), "mes", {"a/verdict": 1})
+    wait_until(lambda: connection.run(0.01) or connection.is_ready)
+    refusal, taken = [ReasonCode(PacketTypes.SUBACK, "Not authorized")], connection._on_subscribe
+    connection._client.on_subscribe = lambda *given: taken(*given[:3], refusal, given[4])
+    cable.cut()
+    wait_until(lambda: connection.run(0.01) or "does not let us read a/verdict" in caplog.text)
+    connection._client.on_subscribe = taken
+    wait_until(lambda: connection.run(0.01) or connection.is_ready)
+    assert connection.times_ready == 2
+    connection.close(1.0)
+    cable.remove()
+
+
+@pytest.mark.parametrize("protocol", [5, 3])
+def test_what_is_not_subscribed_to_any_more_is_not_stored_and_the_broker_forgets_it(
+    broker, subscriber, tmp_path, table, protocol
+):
+    first = subscriber(broker.port, protocol=protocol, heatmaps=tmp_path / "maps")
+    wait_until(lambda: first._receiver._greeted_on)
+    first.__exit__(None, None, None)
+    cell8 = ROOT.replace("cell7", "cell8")
+    other = SqliteStore(tmp_path / "other.sqlite")  # nothing but the broker remembers
+    second = subscriber(broker.port, cell8, store=other, protocol=protocol)
+    wait_until(lambda: second._receiver._greeted_on)
+    verdicts = {ROOT: verdict_fields("cell7", "0" * 12, 1), cell8: verdict_fields("cell8", "1" * 12, 1)}
+    with asking(broker.port) as is_heard:
+        for topic in (f"{ROOT}/verdict", f"{ROOT}/missing", f"{ROOT}/status", f"{cell8}/heatmap/3"):
+            is_heard(topic, json.dumps(verdicts[ROOT]).encode())
+            wait_until(lambda: not is_heard(topic, b"anything"))  # noqa: B023
+        assert is_heard(f"{cell8}/verdict", json.dumps(verdicts[cell8]).encode())
+    assert second.next(8.0).station == "cell8"
+    assert Table(other.path).rows("SELECT station FROM verdict") == [("cell8",)]
+    assert Table(other.path).rows("SELECT * FROM rejected") == []
+
+
+@contextmanager
+def asking(port):
+    """Yield a function that publishes and returns whether anybody is subscribed to the topic."""
+    answers = {}
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.on_publish = lambda _client, _data, mid, reason, _properties: answers.update({mid: reason.value})
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+
+    def is_heard(topic, payload):
+        mid = client.publish(topic, payload, qos=1).mid
+        wait_until(lambda: mid in answers)
+        return answers[mid] != NO_SUBSCRIBERS
+
+    yield is_heard
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_a_station_in_the_name_of_another_one_is_refused_with_a_warning(broker, new_station, subscriber, table, caplog):
+    station = new_station(broker.port)
+    subscriber(broker.port)
+    station.store(1)
+    wait_until(lambda: station.waiting == 0)
+    other = new_station(broker.port, "acme/plant1/hall2/line3/cell8")
+    other.publish("verdict", json.dumps(verdict_fields("cell7", station.epoch, 2, outcome="pass")).encode())
+    wait_until(lambda: "station cell7 is known at acme/plant1/hall2/line3/cell7" in caplog.text)
+    station.store(1, outcome="reject")
+    other.store(1)
+    wait_until(lambda: station.waiting + other.waiting == 0)
+    booked = table.rows("SELECT station, seq, outcome FROM verdict ORDER BY station, seq")
+    assert booked == [("cell7", 1, "pass"), ("cell7", 2, "reject"), ("cell8", 1, "pass")]
 
 
 def test_a_killed_postgresql_costs_nothing(broker, new_station, subscriber, caplog):

@@ -21,6 +21,7 @@ from agent.publishing.messages import Alarm, Origin, new_id, status_message, ver
 from agent.publishing.publisher import Undelivered
 from agent.verdict import Outcome, Reason, Region, Verdict
 from agent.watch import LiveLines, read_row, read_status, watch
+from agent.watch_subscription import Backlog, Gate
 from tests.broker import Consumer, free_port, wait_until
 from tests.verdicts import NOON, sent
 
@@ -240,6 +241,60 @@ def test_watch_says_once_that_the_broker_is_away(broker, monkeypatch):
     with pytest.raises(BrokerError, match="no broker at"):
         watch(settings, count=1, timeout_s=0.6, console=Console(file=page))
     assert page.getvalue().splitlines()[1:] == [f"note: no broker answers at 127.0.0.1:{broker.port} yet: trying again"]
+
+
+@pytest.fixture
+def unheard(broker, tmp_path, monkeypatch):
+    """The outbox of a station without consumers that has told of 20 verdicts, which nobody listens for."""
+    monkeypatch.setattr("agent.watch.PATIENCE_S", 0.3)
+    monkeypatch.setattr("agent.watch_subscription.RETAINED_S", 30.0)
+    settings = MqttSettings(topic=ROOT, port=broker.port)
+    outbox = Outbox(OutboxSettings(tmp_path, reserve_mb=0.0), "cell7")
+    outbox.set_consumers(outbox_consumers(settings))
+    verdicts = [Verdict(seq, Outcome.NO_VERDICT, Reason.LATE) for seq in range(1, 21)]
+    outbox.store([(verdict_message(verdict, ORIGIN, Stamp(NOON, 0.0)), None) for verdict in verdicts])
+    station = MqttPublisher(settings, ORIGIN, outbox)
+    station.start()
+    witness = Consumer(broker.port, f"{ROOT}/status", name="witness")
+    wait_until(lambda: witness.received)
+    yield outbox
+    witness.stop()
+    station.stop(1.0)
+    outbox.close()
+
+
+@needs_broker
+def test_watch_leaves_what_waits_for_a_subscriber_to_the_mes(broker, unheard):
+    page = io.StringIO()
+    settings = MqttSettings(topic=ROOT, port=broker.port)
+    note = "20 verdicts wait at the station for the first who subscribes: start the MES"
+    watching = {"count": 20, "timeout_s": 20.0, "console": Console(file=page)}
+    assert watch(settings, give_up=lambda: note in page.getvalue(), **watching) == []
+    assert unheard.waiting == 20
+    mes = Consumer(broker.port, f"{ROOT}/verdict")
+    wait_until(lambda: unheard.waiting == 0)
+    assert len(mes.received) >= 20
+    mes.stop()
+
+
+@needs_broker
+def test_watch_takes_what_waits_where_it_is_told_to(broker, unheard):
+    settings, console = MqttSettings(topic=ROOT, port=broker.port), Console(file=io.StringIO())
+    assert len(watch(settings, count=20, timeout_s=20.0, console=console, take_waiting=True)) == 20
+
+
+def test_watch_asks_for_verdicts_of_a_station_without_consumers_as_soon_as_somebody_has_them():
+    gate = Gate(is_open=False)
+    gate.note(None, is_offline=True)
+    gate.note(Backlog(waiting=7, taken=0, unheard=0), is_offline=False)
+    gate.note(Backlog(waiting=9, taken=5, unheard=1), is_offline=False)
+    assert (gate.is_open, gate.waiting) == (False, 9)
+    gate.note(Backlog(waiting=8, taken=64, unheard=1), is_offline=False)
+    assert (gate.is_open, gate.waiting) == (True, 0)
+    for backlog in (None, Backlog(waiting=0, taken=0, unheard=3)):
+        other = Gate(is_open=False)
+        other.note(backlog, is_offline=False)
+        assert other.is_open
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What `taktsight-agent outbox` shows to a person."""
 
+import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from agent.__main__ import commands
 from agent.errors import InUse
 from agent.outbox.database import FILE
 from agent.outbox.outbox import Outbox, OutboxSettings
+from calibration.errors import InputError
 
 STATION = """
 station: cell7
@@ -50,3 +53,27 @@ def test_a_database_that_cannot_be_read_is_told_and_does_not_hide_the_rest(outbo
     (tmp_path / "outbox" / f"{FILE}-wal").unlink()
     (tmp_path / "outbox" / FILE).write_bytes(b"no database at all" * 300)
     assert "what is waiting cannot be read: file is not a database" in " ".join(shown(tmp_path).output.split())
+
+
+def test_a_large_outbox_is_exported_one_message_at_a_time(outbox: Outbox, tmp_path: Path) -> None:
+    for number in range(4, 204):
+        outbox.store([({"station": "cell7", "trigger": number, "heatmap": None, "detail": "x" * 50_000}, None)])
+    outbox.close()
+    shown(tmp_path)  # imports
+    export = tmp_path / "kept.jsonl"
+    for more in ((), ("--export", str(export))):
+        tracemalloc.start()
+        assert "203 messages" in shown(tmp_path, *more).output
+        _, most_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most_bytes < 3_000_000  # of 10 MB
+    lines = [json.loads(line) for line in export.read_text(encoding="utf-8").splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, 204))
+    assert all(line["intact"] for line in lines)
+
+
+def test_an_export_that_cannot_be_written_leaves_the_outbox_free(outbox: Outbox, tmp_path: Path) -> None:
+    outbox.close()
+    refused = shown(tmp_path, "--export", str(tmp_path / "absent" / "kept.jsonl"))
+    assert isinstance(refused.exception, InputError)
+    assert "3 messages" in " ".join(shown(tmp_path).output.split())

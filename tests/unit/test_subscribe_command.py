@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from taktsight_subscribe.heatmaps import heatmap_file
 from taktsight_subscribe.messages import Key, read_verdict
 from taktsight_subscribe.store import Batch, Gap, Progress
 
+from tests.broker import free_port
 from tests.scripted_station import verdict_fields
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -94,6 +96,48 @@ def test_gaps_of_a_whole_store_says_so_and_one_of_a_missing_file_makes_none(tmp_
     absent = invoke("gaps", "--store", tmp_path / "absent.sqlite")
     assert isinstance(absent.exception, SettingsError)
     assert not (tmp_path / "absent.sqlite").exists()
+
+
+def test_gaps_takes_the_url_of_a_sqlite_file_too(tmp_path):
+    store = SqliteStore(tmp_path / "v.sqlite")
+    store.open()
+    store.close()
+    assert invoke("gaps", "--store", f"sqlite:///{tmp_path}/v.sqlite").output == "nothing is missing\n"
+    absent = invoke("gaps", "--store", f"sqlite:///{tmp_path}/absent.sqlite")
+    assert f"{tmp_path}/absent.sqlite is not there" in str(absent.exception)
+
+
+def test_move_takes_a_station_from_another_topic_and_keeps_all_else(tmp_path):
+    store = SqliteStore(tmp_path / "v.sqlite")
+    store.open()
+    was = [Progress("cell7", EPOCH, "acme/cell7", 1, 4), Progress("cell8", EPOCH, "acme/cell8", None, 9)]
+    store.commit(Batch(progress=was))
+    moved = invoke("move", "cell7", "acme/line4/cell7", "--store", store.path)
+    assert (moved.exit_code, moved.output) == (0, "cell7: was at acme/cell7, is at acme/line4/cell7\n")
+    assert [epoch.progress for epoch in store.epochs()] == [replace(was[0], root="acme/line4/cell7"), was[1]]
+    store.close()
+    assert "not in this store" in str(invoke("move", "cell1", "acme/cell1", "--store", store.path).exception)
+    assert isinstance(invoke("move", "cell7", "acme/+", "--store", store.path).exception, SettingsError)
+    assert isinstance(invoke("move", "cell7", "a/b", "--store", tmp_path / "absent").exception, SettingsError)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-inf", "high"])
+def test_a_threshold_that_is_no_number_is_a_usage_error(score):
+    refused = invoke("send", "acme/cell7", "threshold", "--score", score)
+    assert refused.exit_code == 2
+    assert "--score" in refused.output
+
+
+def test_a_subscriber_with_a_folder_for_heatmaps_may_be_used_again(tmp_path):
+    folder = tmp_path / "maps"
+    mes = Subscriber("a/b", consumer="mes", store=SqliteStore(tmp_path / "v.sqlite"), heatmaps=folder, port=free_port())
+    keys = [Key("cell7", EPOCH, seq) for seq in (1, 2)]
+    for key in keys:
+        with mes:
+            mes._folder.put(key, b"picture")
+        assert mes.heatmap(key) is not None
+    assert mes._folder._total_bytes == 2 * len(b"picture")
 
 
 @pytest.mark.parametrize(

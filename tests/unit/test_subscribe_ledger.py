@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,6 +10,7 @@ from taktsight_subscribe.acks import LOST_AFTER_S, RESEND_MIN_S, Acks
 from taktsight_subscribe.coverage import Coverage
 from taktsight_subscribe.ledger import EPOCH_ENDED, NO_LONGER_KEPT, Arrived, Ledger
 from taktsight_subscribe.messages import MAX_SEQ, Unreadable, read_missing, read_status, read_verdict
+from taktsight_subscribe.store import Progress, StoredEpoch
 
 from tests.scripted_station import missing_fields, status_fields, verdict_fields
 
@@ -142,6 +144,52 @@ def test_a_verdict_that_the_database_refuses_is_kept_aside_and_does_not_block_th
     plan = take(ledger, arrived(message, refused="too deep"), verdict(2))
     assert [one.seq for one in plan.verdicts] == [2]
     assert (plan.rejected[0].reason, plan.new_gaps[0].reason, upto(ledger)) == ("too deep", "too deep", 2)
+
+
+def at(root, message):
+    return replace(message, root=root)
+
+
+@pytest.mark.parametrize("message", [verdict(2, outcome="pass"), missing(2, 9), status(9, 8)])
+def test_a_station_cannot_speak_in_the_name_of_another_one(message):
+    ledger = Ledger()
+    take(ledger, status(1, 0), verdict(1))
+    plan = take(ledger, at("acme/cell8", message), verdict(2, outcome="reject"))
+    assert [one.reason.split(":")[0] for one in plan.elsewhere] == ["station cell7 is known at acme/cell7"]
+    assert plan.rejected == plan.elsewhere
+    assert plan.rejected[0].topic == f"acme/cell8/{message.kind}"
+    assert [(one.seq, one.outcome) for one in plan.verdicts] == [(2, "reject")]
+    assert (plan.repeated, plan.new_gaps, list(ledger.statuses)) == ({}, [], [ROOT])
+    assert (ledger.books[KEY].root, upto(ledger)) == (ROOT, 2)
+
+
+def test_a_station_cannot_begin_an_epoch_of_another_one():
+    ledger = Ledger()
+    take(ledger, verdict(1))
+    forged = arrived(verdict_fields("cell7", "f" * 12, 1), root="acme/cell8")
+    assert len(take(ledger, forged).elsewhere) == 1
+    assert list(ledger.books) == [KEY]
+    own = arrived(verdict_fields("cell8", "f" * 12, 1), root="acme/cell8")
+    assert take(ledger, own, forged, verdict(2)).elsewhere != []
+    assert list(ledger.books) == [KEY, ("cell8", "f" * 12)]
+
+
+def test_a_station_that_a_store_knows_at_two_topics_is_heard_at_both():
+    other = StoredEpoch(Progress("cell7", "f" * 12, "acme/line4/cell7", 1, 5))
+    ledger = Ledger([StoredEpoch(Progress(*KEY, ROOT, 1, 0)), other])
+    elsewhere = arrived(verdict_fields("cell7", "f" * 12, 6), root="acme/line4/cell7")
+    begun = arrived(verdict_fields("cell7", "e" * 12, 1), root="acme/line4/cell7")
+    assert len(take(ledger, verdict(1), elsewhere, begun).verdicts) == 3
+    assert len(take(ledger, at("acme/line4/cell7", verdict(2))).elsewhere) == 1
+
+
+def test_what_the_broker_kept_of_before_the_first_status_is_stored_even_where_the_status_comes_first():
+    ledger = Ledger()
+    take(ledger, status(501, 500, deliveryMode="broker", consumers={}))
+    plan = take(ledger, verdict(499), verdict(500), verdict(501), verdict(501))
+    assert [one.seq for one in plan.verdicts] == [499, 500, 501]
+    plan = take(ledger, arrived(verdict_fields("cell7", EPOCH, 498), refused="too odd"))
+    assert ([one.reason for one in plan.rejected], plan.verdicts, plan.new_gaps) == (["too odd"], [], [])
 
 
 def test_a_notice_of_a_billion_missing_parts_costs_no_more_than_one_of_one():

@@ -1,12 +1,15 @@
 import json
+import random
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from taktsight_subscribe import PostgresStore, SqliteStore, StoreError
-from taktsight_subscribe.errors import RowRefused
-from taktsight_subscribe.messages import Key, read_verdict
+from taktsight_subscribe.errors import RowRefused, SettingsError
+from taktsight_subscribe.ledger import Arrived, Ledger
+from taktsight_subscribe.messages import MAX_DEPTH, Key, read_verdict
+from taktsight_subscribe.postgres_store import TCP_USER_TIMEOUT_MS
 from taktsight_subscribe.store import Batch, Gap, Progress, Rejected
 
 from tests.postgres import Postgres
@@ -157,6 +160,42 @@ def test_text_that_databases_dislike_is_stored_all_the_same(store):
     assert set(store.find(odd.key).message) == set(odd.message)
 
 
+def nested(depth):
+    """The payload of a verdict that is so deep, with an escape that makes the store look into all of it."""
+    text = json.dumps(verdict_fields("cell7", EPOCH, 1, detail="\u00e9"))
+    return f'{text[:-1]}, "x": {"[" * (depth - 1)}{"]" * (depth - 1)}}}'.encode()
+
+
+@pytest.mark.parametrize(("depth", "verdicts"), [(MAX_DEPTH, 1), (MAX_DEPTH + 1, 0), (600, 0), (980, 0)])
+def test_a_verdict_is_stored_or_rejected_however_deep_it_is(store, depth, verdicts):
+    plan = Ledger().plan([Arrived("acme/cell7", "verdict", nested(depth), NOW)])
+    store.commit(plan.batch({}))
+    assert len(positions(store)) == verdicts
+    assert rows(store, "SELECT size_bytes FROM rejected") == [(len(nested(depth)),)][verdicts:]
+
+
+def test_many_brackets_side_by_side_are_not_deep(store):
+    wide = verdict(1, regions=[{"zone": f"[{number}]"} for number in range(500)])
+    store.commit(Batch(verdicts=[wide]))
+    assert store.find(wide.key).message == wide.message
+
+
+def test_an_unreadable_message_on_a_topic_of_any_length_is_put_aside(store):
+    root = "acme/" + random.Random(7).randbytes(20_000).hex()  # what compresses would fit into an index
+    plan = Ledger().plan([Arrived(root, "verdict", b"no JSON", NOW), Arrived("ä" * 9000, "status", b"no JSON", NOW)])
+    store.commit(plan.batch({}))
+    assert rows(store, "SELECT topic FROM rejected ORDER BY topic") == [(root[:250],), ("ä" * 250,)]
+
+
+def test_what_is_too_large_for_an_index_of_postgresql_is_refused_for_good(server):
+    pytest.importorskip("psycopg")
+    store = PostgresStore(server.url())
+    store.open()
+    with pytest.raises(RowRefused, match="index row"):
+        store.commit(Batch(progress=[progress(1, station=random.Random(7).randbytes(20_000).hex())]))
+    store.close()
+
+
 def test_a_store_that_is_not_open_says_so(new_store):
     store = new_store()
     store.close()
@@ -202,6 +241,43 @@ def test_a_database_that_is_not_there_is_a_store_error_without_the_password(serv
     with pytest.raises(StoreError, match="nowhere") as caught:
         store.open()
     assert "secret" not in f"{caught.value} {store!r}"
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "postgresql://mes:Ge%heim@127.0.0.1/plant",
+        "postgresql://mes:Ge/heim@127.0.0.1/plant",
+        "postgresql://mes:12/heim@127.0.0.1/plant",
+        "postgresql://mes:a@heim@127.0.0.1/plant",
+        "postgresql://mes:Ge/h?eim=1@127.0.0.1/plant",
+        "user=mes password=Ge heim",
+    ],
+)
+def test_a_connection_string_that_cannot_be_read_is_an_error_without_the_password(conninfo):
+    pytest.importorskip("psycopg")
+    with pytest.raises(SettingsError, match="percent-encode") as caught:
+        PostgresStore(conninfo).open()
+    assert "eim" not in f"{caught.value} {caught.value.__cause__!r}"
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "conninfo", ["", "host=@socket", "postgresql://mes:a%40%2F%25b@h1:5,h2/p?host=/run/postgresql"]
+)
+def test_a_connection_string_that_can_be_read_is_taken(conninfo):
+    pytest.importorskip("psycopg")
+    PostgresStore(conninfo)
+
+
+def test_a_server_that_went_without_a_word_is_noticed_within_seconds(server):
+    pytest.importorskip("psycopg")
+    store = PostgresStore(server.url())
+    store.open()
+    with store._using() as connection:
+        given = connection.info.get_parameters()
+    store.close()
+    assert int(given["tcp_user_timeout"]) == TCP_USER_TIMEOUT_MS <= 30_000
 
 
 def delete_verdicts(store):
