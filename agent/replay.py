@@ -58,9 +58,10 @@ def replay(
 
 
 def part_score(item: ReplayItem, verdict: Verdict) -> PartScore:
-    """Return the line that a score file holds of one part."""
+    """Return the line that a score file holds of one image of a part."""
     peak = None if verdict.anomaly_map is None else float(verdict.anomaly_map.max())
-    return PartScore(item.name, item.label, str(verdict.outcome), str(verdict.reason), verdict.score, peak)
+    outcome, reason = str(verdict.outcome), str(verdict.reason)
+    return PartScore(item.name, item.label, outcome, reason, verdict.score, peak, item.part_id)
 
 
 def write_heatmap(folder: Path, item: ReplayItem, verdict: Verdict, map_threshold: float) -> None:

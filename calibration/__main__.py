@@ -16,14 +16,21 @@ from numpy.typing import NDArray
 from calibration.console import EXIT_CODES, note, run_command, say
 from calibration.errors import CalibrationError, InputError
 from calibration.frame import reflectance
-from calibration.images import image_files, read_image
-from calibration.photometric import Photometric, ReferencePatch, mean_field, write_photometric
+from calibration.images import check_16_bits, check_depth, image_files, read_image
+from calibration.photometric import (
+    Photometric,
+    ReferencePatch,
+    flat_field,
+    mean_field,
+    without_dead_pixels,
+    write_photometric,
+)
 from calibration.recipe import MOST_MM_PER_PX, Recipe, read_recipe, write_recipe
 from calibration.recipe_file import read_members
 from calibration.recording import is_recording, read_recording
 from calibration.scores import PartScore, Scores, read_scores
 from calibration.signing import signature_of
-from calibration.thresholds import Thresholds, median_and_deviation, rate_upper_bound, reject_threshold
+from calibration.thresholds import Thresholds, bound_told, median_and_deviation, rate_upper_bound, reject_threshold
 
 MM = click.FloatRange(min=0, min_open=True)
 FEWEST_PX = 10  # between two points: an error of a pixel then counts a tenth
@@ -77,12 +84,19 @@ def photometric_command(
     """Make a station's photometric calibration and write it to OUT (.npz), for `photometric:` in station.yaml."""
     if dark is None and flat is None and patch is None:
         raise click.UsageError("give --dark, --flat or --patch")
-    photometric = Photometric(
-        dark=None if dark is None else _field(dark, bit_depth),
-        flat=None if flat is None else _field(flat, bit_depth),
-        patch=None if patch is None else _patch(patch),
-    )
-    write_photometric(out, photometric)
+    target = None if patch is None else _patch(patch)
+    files = _Fields(bit_depth)
+    black = None if dark is None else mean_field(files.read(dark), 8)
+    white = None if flat is None else flat_field(files.read(flat))
+    files.check_depth()
+    if white is not None:
+        white, dead = without_dead_pixels(white, black)
+        if dead:
+            note(f"{dead} dead pixel{'s' if dead > 1 else ''}: the flat field takes the median of the neighbours there")
+    fields = black if white is None else white
+    if target is not None and fields is not None:
+        _check_in_view(target, fields.shape)
+    write_photometric(out, Photometric(black, white, target))
     say(f"photometric calibration: {out}")
 
 
@@ -113,17 +127,27 @@ def scale_command(recipe: Path, points: str | None, mm: float | None, mm_per_px:
 
 
 def fitted(parts: list[PartScore], false_reject_rate: float, engine: str) -> Thresholds:
-    """Return thresholds from good parts on this engine. Raises CalibrationError if they are too few for the rate."""
-    scores = np.array([part.score for part in parts], dtype=np.float64)
-    peaks = np.array([part.map_peak for part in parts], dtype=np.float64)
-    threshold = reject_threshold(scores, false_reject_rate)
+    """Return thresholds from scored images of good parts on this engine, each part counting once: with its highest.
+
+    Raises CalibrationError if the parts are too few for the rate, or show nothing in their maps.
+    """
+    images: dict[str | int, list[PartScore]] = {}
+    for number, image in enumerate(parts):
+        images.setdefault(image.part_id or number, []).append(image)
+    scores = np.array([np.max([image.score for image in part]) for part in images.values()], dtype=np.float64)
+    peaks = np.array([np.max([image.map_peak for image in part]) for part in images.values()], dtype=np.float64)
+    threshold, map_threshold = (reject_threshold(found, false_reject_rate) for found in (scores, peaks))
+    if map_threshold <= 0.0:
+        raise CalibrationError(
+            f"the anomaly maps of the good parts peak at {map_threshold:g}, need more than 0: see what was photographed"
+        )
     good_median, good_deviation = median_and_deviation(scores)
     return Thresholds(
         score=threshold,
-        map=reject_threshold(peaks, false_reject_rate),
+        map=map_threshold,
         false_reject_rate=false_reject_rate,
-        rate_upper_bound=rate_upper_bound(len(parts), false_reject_rate),
-        n_good=len(parts),
+        rate_upper_bound=rate_upper_bound(len(images), false_reject_rate),
+        n_good=len(images),
         fitted_on=engine,
         good_median=good_median,
         good_deviation=good_deviation,
@@ -136,7 +160,7 @@ def main() -> None:
 
 
 def _good_parts(found: Scores, label: str | None) -> list[PartScore]:
-    """Return the scored parts. Raises CalibrationError if they are of several labels and none was chosen."""
+    """Return the scored images. Raises CalibrationError if they are of several labels and none was chosen."""
     labels = Counter(part.label for part in found.parts)
     if label is None and len(labels) > 1:
         counted = ", ".join(f"{name or '(none)'} ({count})" for name, count in sorted(labels.items()))
@@ -147,7 +171,8 @@ def _good_parts(found: Scores, label: str | None) -> list[PartScore]:
         raise CalibrationError(f"no parts with label {label!r} found, there are {known}: choose one of these")
     scored = [part for part in chosen if part.score is not None and part.map_peak is not None]
     if len(scored) < len(chosen):
-        note(f"{len(chosen) - len(scored)} of {len(chosen)} parts had no verdict and are left out")
+        kind = "images" if any(part.part_id for part in chosen) else "parts"
+        note(f"{len(chosen) - len(scored)} of {len(chosen)} {kind} had no verdict and are left out")
     return scored
 
 
@@ -156,7 +181,7 @@ def _tell(before: Recipe, after: Recipe, digest: str) -> None:
     say(f"threshold {old.score:.4g} ({old.fitted_on}, n = {old.n_good}) -> {new.score:.4g} ({new.fitted_on})")
     say(
         f"{new.n_good} good parts: {new.false_reject_rate:.2%} of good parts rejected on average, "
-        f"below {new.rate_upper_bound:.1%} with 95 % confidence"
+        f"below {bound_told(new.rate_upper_bound)} with 95 % confidence"
     )
     wished = 2 * new.false_reject_rate
     if new.rate_upper_bound > wished:
@@ -177,24 +202,40 @@ def _parts_for_bound(false_reject_rate: float, bound: float) -> int:
     return -(-n_good // magnitude) * magnitude
 
 
-def _field(source: Path, bit_depth: int | None) -> NDArray[np.float32]:
-    """Return the mean of a recording or a folder of images. Raises InputError if it holds none."""
-    frames = _reflectances(source, bit_depth)
-    first = next(frames, None)
-    if first is None:
-        raise InputError(f"{source}: no images found: put images of the covered lens or the white sheet there")
-    return mean_field(itertools.chain([first], frames), 8)
+class _Fields:
+    """The images of a dark and a flat field. bit_depth: of the 16-bit files of folders, None where it was not given."""
 
+    def __init__(self, bit_depth: int | None) -> None:
+        self._bit_depth = bit_depth
+        self._brightest = 0  # of the files whose depth nobody told
 
-def _reflectances(source: Path, bit_depth: int | None) -> Iterator[NDArray[np.float32]]:
-    """Yield the images of a recording or a folder, one at a time. bit_depth: of the 16-bit files of a folder."""
-    if is_recording(source):
+    def read(self, source: Path) -> Iterator[NDArray[np.float32]]:
+        """Yield the reflectances of a recording or a folder, one image at a time. Raises InputError if it has none."""
+        is_empty = True
+        for frame in self._recorded(source) if is_recording(source) else self._stored(source):
+            is_empty = False
+            yield frame
+        if is_empty:
+            raise InputError(f"{source}: no images found: put images of the covered lens or the white sheet there")
+
+    def check_depth(self) -> None:
+        """Raises InputError if what was read looks like files of a sensor of fewer than 16 bits.
+
+        A dark field alone tells nothing of its sensor: the flat one beside it does.
+        """
+        check_16_bits(self._brightest)
+
+    def _recorded(self, source: Path) -> Iterator[NDArray[np.float32]]:
         for frame in read_recording(source):
             yield reflectance(frame.pixels, frame.bit_depth)
-        return
-    for path in image_files(source):
-        pixels = read_image(path)
-        yield reflectance(pixels, 8 if pixels.dtype == np.uint8 else bit_depth or 16)
+
+    def _stored(self, folder: Path) -> Iterator[NDArray[np.float32]]:
+        for path in image_files(folder):
+            pixels = read_image(path)
+            check_depth(pixels, self._bit_depth, str(path))
+            if pixels.dtype == np.uint16 and self._bit_depth is None:
+                self._brightest = max(self._brightest, int(pixels.max()))
+            yield reflectance(pixels, 8 if pixels.dtype == np.uint8 else self._bit_depth or 16)
 
 
 def _distance_px(text: str) -> float:
@@ -218,6 +259,16 @@ def _patch(text: str) -> ReferencePatch:
     except ValueError as error:
         raise click.BadParameter(f"{text!r} found, need X,Y,WIDTH,HEIGHT,LEVEL", param_hint="--patch") from error
     return ReferencePatch(x, y, width, height, level)
+
+
+def _check_in_view(patch: ReferencePatch, shape: tuple[int, ...]) -> None:
+    right, low = patch.x_px + patch.width_px, patch.y_px + patch.height_px
+    if right > shape[1] or low > shape[0]:
+        raise click.BadParameter(
+            f"a patch that reaches to {right},{low} found, dark and flat field are {shape[1]}x{shape[0]} px: "
+            "measure it in a frame",
+            param_hint="--patch",
+        )
 
 
 if __name__ == "__main__":

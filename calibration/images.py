@@ -17,6 +17,7 @@ JPEG_END = b"\xff\xd9"
 MARKER, START_OF_SCAN = 0xFF, 0xDA  # first and second byte of what the parts of a JPEG begin with
 PNG_END = b"IEND\xaeB`\x82"
 PNG_COLOUR_TYPE, PNG_GRAY_ALPHA = 25, 4  # offset in the file, value: gray with an alpha channel
+LEAST_OF_16_BITS = 2**14  # the brightest pixel of a true 16-bit camera is not below: a quarter of full scale
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -29,21 +30,46 @@ def image_files(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder}: {_reason(error)}: give a folder of images that you can read") from error
     for path in found:
-        if not _is_text(path.name):
-            shown = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            raise InputError(
-                f"{folder}: the name of {shown} is not UTF-8, need one that is: rename it, or all of them with "
-                "convmv -r -f cp1252 -t utf8 --notest FOLDER"
-            )
+        check_name(path)
     return sorted(found, key=natural_key)
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def check_name(path: Path) -> None:
+    """Raises InputError for a file or folder whose own name no report or JSON file could hold."""
+    if path.name != printable(path.name):
+        raise InputError(
+            f"{printable(str(path.parent))}: the name of {printable(path.name)} is not UTF-8, need one that is: rename "
+            "it, or all of them with convmv -r -f cp1252 -t utf8 --notest FOLDER"
+        )
+
+
+def printable(name: str) -> str:
+    """Return a name as UTF-8 can hold it, other bytes replaced by U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def check_depth(pixels: Pixels, bit_depth: int | None, name: str) -> None:
+    """Raises InputError if the pixels of a file are not of the depth that was given for them; None: none was given."""
+    if bit_depth is None:
+        return
+    brightest = int(pixels.max())
+    if brightest >= 2**bit_depth or (pixels.dtype == np.uint8 and bit_depth > 8):
+        raise InputError(
+            f"{name}: {8 * pixels.dtype.itemsize}-bit image whose brightest pixel is {brightest}, "
+            f"{bit_depth} bits were given: give the sensor's depth with --bit-depth, none for 8-bit images"
+        )
+
+
+def check_16_bits(brightest: int) -> None:
+    """Raises InputError if 16-bit images without a given depth look like those of a sensor of fewer bits.
+
+    brightest: of all pixels of such images; 0 where there are none.
+    """
+    if 0 < brightest < LEAST_OF_16_BITS:
+        raise InputError(
+            f"16-bit images whose brightest pixel is {brightest}: a {max(9, brightest.bit_length())}-bit camera? "
+            "Give the sensor's depth with --bit-depth"
+        )
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
@@ -156,13 +182,15 @@ def _reason(error: OSError) -> str:
 def labelled_images(root: Path) -> list[tuple[Path, str]]:
     """Return (file, label) of a folder of images (label "") or of one folder of images per label.
 
-    Raises InputError if root holds no image, or holds both.
+    Raises InputError if root holds no image, or holds both, and for a label that is not UTF-8.
     """
     if not root.is_dir():
         raise InputError(f"{root}: {'not a folder' if root.exists() else 'not found'}: give a folder of images")
     plain = [(file, "") for file in image_files(root)]
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     labelled = [(file, folder.name) for folder in folders for file in image_files(folder)]
+    for folder in {file.parent: None for file, _ in labelled}:
+        check_name(folder)
     if plain and labelled:
         raise InputError(f"{root}: {len(plain)} images found beside folders of images: give one folder, or its parent")
     if not plain and not labelled:

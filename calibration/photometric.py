@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
@@ -23,6 +24,14 @@ from calibration.frame import Pixels, reflectance
 
 PHOTOMETRIC_FILE = "photometric.npz"  # beside a recording's index
 MIN_FLAT = 0.02  # reflectance above dark: below this the flat field divides noise by noise
+MOST_DEAD = 1e-4  # share of a flat field's pixels below it that are taken for dead ones of the sensor
+SATURATED = 0.98  # of full scale: from here a white sheet is taken for clipped, and its flat field for too flat
+MOST_SATURATED = 1e-3  # share of a frame's pixels
+
+EMPTY_BYTES = 22  # of an .npz file that holds nothing
+DAMAGE = (  # what a damaged or foreign .npz file ends in; RuntimeError: flags of encryption or of another compression
+    OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, CalibrationError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +77,10 @@ class Photometric:
 
     def __post_init__(self) -> None:
         """Raises CalibrationError where dark and flat do not fit together."""
-        if self.dark is not None and self.flat is not None and self.dark.shape != self.flat.shape:
-            raise CalibrationError(f"dark is {self.dark.shape}, flat is {self.flat.shape}: capture both the same way")
         if self.flat is None:
             object.__setattr__(self, "_offset", self.dark)
             return
-        light = self.flat if self.dark is None else self.flat - self.dark
+        light = _light(self.flat, self.dark)
         if not float(light.min()) >= MIN_FLAT:  # `not >=`: a NaN must fail too
             raise CalibrationError(
                 f"the flat field reads {float(light.min()):.3f} above dark at its darkest pixel, "
@@ -181,6 +188,71 @@ def mean_field(frames: Iterable[Pixels], bit_depth: int) -> NDArray[np.float32]:
     return np.asarray(total / shapes.total(), dtype=np.float32)
 
 
+def flat_field(frames: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the mean of frames of an even white sheet, (H, W) or (H, W, 3) reflectance.
+
+    Raises CalibrationError as `mean_field` does, and if a frame is saturated: it would tell of no vignetting there.
+    """
+    return mean_field(map(_exposed, frames), 8)
+
+
+def _exposed(white: NDArray[np.float32]) -> NDArray[np.float32]:
+    share = float(_of_pixels(white >= SATURATED).mean())
+    if share > MOST_SATURATED:
+        raise CalibrationError(
+            f"{share:.3%} of a white frame's pixels read {SATURATED:.0%} of full scale or more, need at most "
+            f"{MOST_SATURATED:.1%}: shorten the exposure and capture the white sheet again"
+        )
+    return white
+
+
+def without_dead_pixels(flat: NDArray[np.float32], dark: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], int]:
+    """Return the flat field with its dead pixels at the median of their neighbours, and how many they are.
+
+    flat, dark: as `Photometric` takes them. Dead: less than MIN_FLAT above dark, in one of its colours at least.
+
+    Raises CalibrationError if dark and flat do not fit together, or more than MOST_DEAD are dead; one always may be.
+    """
+    light = _light(flat, dark)
+    unlit = ~(light >= MIN_FLAT)  # `not >=`: a NaN is dead too
+    dead = _of_pixels(unlit)
+    count = int(dead.sum())
+    if count > min(dead.size - 1, max(1, int(MOST_DEAD * dead.size))):
+        raise CalibrationError(
+            f"{count} of {dead.size} pixels of the flat field ({count / dead.size:.3%}) read less than {MIN_FLAT} "
+            f"above dark, need at most {MOST_DEAD:.2%}: capture an even white sheet that fills the view"
+        )
+    mended = flat.copy()
+    for place in zip(*np.nonzero(unlit), strict=True):
+        mended[place] = _beside(light, unlit, place) + (0.0 if dark is None else dark[place])
+    return mended, count
+
+
+def _beside(light: NDArray[np.float32], unlit: NDArray[np.bool_], place: tuple[int, ...]) -> float:
+    """Return the median of the nearest square of lit pixels round a place: (row, column) or (row, column, colour)."""
+    row, column, *colour = place
+    reach, lit = 0, light[:0]
+    while lit.size == 0:
+        reach += 1
+        window: tuple[Any, ...] = (*(slice(max(0, at - reach), at + reach + 1) for at in (row, column)), *colour)
+        lit = light[window][~unlit[window]]
+    return float(np.median(lit))
+
+
+def _of_pixels(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return (H, W): the pixels that are marked in one of their colours at least."""
+    return marked if marked.ndim == 2 else np.asarray(marked.any(axis=2))
+
+
+def _light(flat: NDArray[np.float32], dark: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return what a white sheet reads above dark. Raises CalibrationError if the two have other shapes."""
+    if dark is None:
+        return flat
+    if dark.shape != flat.shape:
+        raise CalibrationError(f"dark is {dark.shape}, flat is {flat.shape}: capture both the same way")
+    return np.asarray(flat - dark)
+
+
 def write_photometric(path: Path, photometric: Photometric) -> None:
     """Store a station's correction as one .npz file without pickles, in one step.
 
@@ -206,10 +278,12 @@ def read_photometric(path: Path) -> Photometric:
     try:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as stored:
             arrays = dict(stored)
+        if not arrays and path.stat().st_size > EMPTY_BYTES:
+            raise ValueError("its list of arrays is empty")
         if not set(arrays) <= {"dark", "flat", "patch"}:
             raise ValueError(f"it holds {', '.join(sorted(arrays))}")
         return Photometric(_field(arrays.get("dark")), _field(arrays.get("flat")), _patch(arrays.get("patch")))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, CalibrationError) as error:
+    except DAMAGE as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise InputError(
             f"{path}: not a photometric calibration ({reason}): make it with taktsight-calibration photometric"
@@ -231,5 +305,7 @@ def _field(values: NDArray[Any] | None) -> NDArray[np.float32] | None:
 def _patch(values: NDArray[Any] | None) -> ReferencePatch | None:
     if values is None:
         return None
+    if values.dtype != np.float64 or values.shape != (7,) or not np.isfinite(values).all():
+        raise ValueError(f"a patch of shape {values.shape} and type {values.dtype}, need 7 finite float64")
     x, y, width, height, level, least, most = values.tolist()
     return ReferencePatch(int(x), int(y), int(width), int(height), level, least, most)

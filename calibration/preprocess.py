@@ -156,7 +156,10 @@ def scaling(scale_x: float, scale_y: float, offset_x: float, offset_y: float) ->
 
 
 def _resized(pixels: Pixels, view: View) -> Pixels:
-    """Return region of interest at the detector's size; every source pixel counts once where it shrinks."""
+    """Return region of interest at the detector's size; along a side that shrinks, every source pixel counts once.
+
+    A side that is shorter than the view's is interpolated afterwards: OpenCV averages only where both sides shrink.
+    """
     if view.region is not None:
         box = view.region
         if box.right_px > pixels.shape[1] or box.low_px > pixels.shape[0]:  # only where frames may differ in size
@@ -165,9 +168,11 @@ def _resized(pixels: Pixels, view: View) -> Pixels:
                 f"{box.right_px}x{box.low_px}: deliver frames of one size, or train a recipe without region"
             )
         pixels = pixels[box.y_px : box.low_px, box.x_px : box.right_px]
-    shrinks = pixels.shape[0] >= view.height and pixels.shape[1] >= view.width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: NDArray[Any] = cv2.resize(pixels, (view.width, view.height), interpolation=method)
+    size = (view.width, view.height)
+    least = (min(size[0], pixels.shape[1]), min(size[1], pixels.shape[0]))
+    resized: NDArray[Any] = cv2.resize(pixels, least, interpolation=cv2.INTER_AREA)
+    if least != size:
+        resized = cv2.resize(resized, size, interpolation=cv2.INTER_LINEAR)
     return resized
 
 

@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -137,7 +138,7 @@ def recipe_from_members(path: Path, manifest: Mapping[str, Any], members: Mappin
         return _from_members(manifest, members)
     except TaktsightError as error:
         raise RecipeError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError, cv2.error) as error:
         raise RecipeError(
             f"{path}: a member does not hold what format {manifest['format']} says: {short(error)}"
         ) from error
@@ -205,7 +206,7 @@ def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> 
         detector=_name(manifest["detector"]),
         graph=members["detector.onnx"],
         view=view,
-        reference=_reference(preparation["registration"], members),
+        reference=_reference(preparation["registration"], members, view),
         thresholds=_thresholds(strict_json(members["thresholds.json"])),
         selftest=proof,
         graph_f16=members.get("detector.f16.onnx"),
@@ -241,14 +242,16 @@ def _view(values: dict[str, Any]) -> View:
     return view
 
 
-def _reference(limits: dict[str, Any] | None, members: Mapping[str, bytes]) -> Reference | None:
+def _reference(limits: dict[str, Any] | None, members: Mapping[str, bytes], view: View) -> Reference | None:
     if limits is None:
         return None
     settings = _filled(RegistrationSettings, limits["settings"])
     _want(0 <= settings.max_angle_deg <= 180 and 0 <= settings.max_scale_change <= 0.5, limits["settings"])
     _want((settings.max_shift_px is None or settings.max_shift_px >= 0) and 0 <= settings.min_in_view <= 1, limits)
+    image = _gray_png(members, "reference.png")
+    _want(image.shape == view.reference_size, f"reference.png: {image.shape} for a view of {view.reference_size}")
     return Reference(
-        image=_gray_png(members, "reference.png"),
+        image=image,
         weight=_gray_png(members, "weight.png"),
         settings=settings,
         min_similarity=float(limits["min_similarity"]),
@@ -299,6 +302,10 @@ def _gray_png(members: Mapping[str, bytes], name: str) -> NDArray[np.uint8]:
 
 def _thresholds(values: Any) -> Thresholds:
     thresholds = _filled(Thresholds, values)
+    levels = (thresholds.score, thresholds.map)
+    _want(all(math.isfinite(level) for level in levels) and thresholds.map > 0, f"score and map {levels}")
+    rates = (thresholds.false_reject_rate, thresholds.rate_upper_bound)
+    _want(all(0 <= rate <= 1 for rate in rates), f"false_reject_rate and rate_upper_bound {rates}")
     _want(thresholds.n_good >= 0, values)
     _want(thresholds.good_deviation is None or thresholds.good_deviation >= 0, values)
     _want((thresholds.good_median is None) == (thresholds.good_deviation is None), values)

@@ -1,7 +1,8 @@
 """Scores of many parts in one file: written by `taktsight-agent replay`, read by `taktsight-calibration threshold`.
 
-JSON lines: a header that says which detector on which engine, then one line per part. Thresholds are thereby fitted on
-the path that will be used, precision and all.
+JSON lines: a header that says which detector on which engine, then one line per image. Lines with the same part_id are
+of one part; a line without is a part of its own. Thresholds are thereby fitted on the path that will be used, precision
+and all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FORMAT = "taktsight.scores/1"
 
 @dataclass(frozen=True, slots=True)
 class PartScore:
-    """One part. score and map_peak are None where nothing was scored."""
+    """One image of a part. score and map_peak are None where nothing was scored."""
 
     name: str
     label: str  # folder name, "" where the images lay in one plain folder
@@ -28,6 +29,7 @@ class PartScore:
     reason: str
     score: float | None
     map_peak: float | None
+    part_id: str | None = None  # images of one part share it; None: the only image of its part
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Scores:
 def write_scores(path: Path, scores: Scores) -> None:
     """Write scores in one step. Raises InputError if the file cannot be written."""
     header = {"format": FORMAT, "detector_digest": scores.detector_digest, "engine": scores.engine}
-    lines = [json.dumps(header), *(json.dumps(asdict(part)) for part in scores.parts)]
+    lines = [json.dumps(header), *(json.dumps(_entry(part)) for part in scores.parts)]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -69,6 +71,14 @@ def read_scores(path: Path) -> Scores:
         raise InputError(f"{path}: its first line is not a header of scores: {error}") from error
 
 
+def _entry(part: PartScore) -> dict[str, Any]:
+    """Return a line; without part_id where there is none, as older versions read it."""
+    entry = asdict(part)
+    if part.part_id is None:
+        del entry["part_id"]
+    return entry
+
+
 def _parts(path: Path, lines: Sequence[str]) -> tuple[PartScore, ...]:
     parts = []
     for number, line in enumerate(lines, 2):
@@ -81,7 +91,7 @@ def _parts(path: Path, lines: Sequence[str]) -> tuple[PartScore, ...]:
 
 def _part(entry: dict[str, Any]) -> PartScore:
     part = PartScore(**entry)
-    texts = (part.name, part.label, part.outcome, part.reason)
+    texts = (part.name, part.label, part.outcome, part.reason, *(() if part.part_id is None else (part.part_id,)))
     numbers = [value for value in (part.score, part.map_peak) if value is not None]
     if not all(isinstance(text, str) for text in texts) or not all(type(value) in (int, float) for value in numbers):
         raise TypeError(f"{entry} found, need texts, and numbers for score and map_peak")

@@ -144,6 +144,11 @@ def rate_upper_bound(
     return high
 
 
+def bound_told(rate_upper_bound: float) -> str:
+    """Return a bound such as "2.4%", rounded up: the true share is below what people read, too."""
+    return f"{math.ceil(rate_upper_bound * 1000 - 1e-9) / 10:.1f}%"
+
+
 def _rank(n_good: int, false_reject_rate: float) -> int:
     """Return k: the threshold is the k-th smallest good score."""
     return math.ceil((n_good + 1) * (1.0 - false_reject_rate) - 1e-9)

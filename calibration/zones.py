@@ -121,15 +121,17 @@ def is_zone_name(name: Any) -> TypeGuard[str]:
 
 
 def _polygon(place: str, corners: Any, reference_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return (H, W), True inside; corners are pixel corners, so that a square from 0 to 8 covers 8 x 8 px."""
+    """Return (H, W), True inside and where the outline passes; corners are in px from the view's upper left corner.
+
+    Between two pixels it passes through the right or the lower one, so that a square from 0 to 8 covers 9 x 9 px.
+    """
     height, width = reference_size
     is_list = isinstance(corners, list) and 3 <= len(corners) <= 1000
     if not is_list or not all(_is_point(corner) for corner in corners):
         raise InputError(f"{place}.polygon: need at least three corners [x, y] in px of the reference view")
-    points = np.array(corners, dtype=np.float64)
-    beyond = (points < 0).any() or (points > (width, height)).any()
-    if beyond:
+    if not all(0 <= x <= width and 0 <= y <= height for x, y in corners):  # a NaN is nowhere
         raise InputError(f"{place}.polygon: a corner lies outside the reference view of {width}x{height} px")
+    points = np.array(corners, dtype=np.float64)
     fine = np.rint((points - 0.5) * 16).astype(np.int32)  # 4 bits below the pixel; centres are whole numbers
     drawn = np.zeros((height, width), np.uint8)
     cv2.fillPoly(drawn, [fine], 1, cv2.LINE_8, 4)

@@ -24,9 +24,12 @@ OPSET, IR_VERSION = 17, 8  # old enough for every engine
 def tiny_recipe(*, level: float = LEVEL, colour: bool = False, **overrides: Any) -> Recipe:
     """Return a recipe whose map is |picture - level| averaged over 8 x 8 px, and whose score is the map's mean.
 
-    Frames are 32 x 32 px and not registered. overrides: fields of `Recipe`; graph and self-test follow `view`.
+    Frames are 32 x 32 px and not registered. overrides: fields of `Recipe`; graph and self-test follow `view`, which
+    follows `reference`.
     """
-    view = overrides.pop("view", View(SIDE, SIDE, colour=colour, reference_size=(SIDE, SIDE)))
+    reference = overrides.get("reference")
+    seen = (SIDE, SIDE) if reference is None else reference.image.shape
+    view = overrides.pop("view", View(SIDE, SIDE, colour=colour, reference_size=seen))
     fields: dict[str, Any] = {
         "product": "tiny",
         "detector": "difference",

@@ -251,7 +251,7 @@ def _rectangle(text: str | None) -> Rectangle | None:
     if text is None:
         return None
     numbers = text.split(",")
-    if len(numbers) != 4 or not all(number.strip().isdigit() for number in numbers):
+    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
         raise click.BadParameter(f"{text!r} found, need X,Y,WIDTH,HEIGHT", param_hint="--region")
     return Rectangle(*(int(number) for number in numbers))
 

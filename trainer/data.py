@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import BadFrame, InputError
 from calibration.frame import Pixels
-from calibration.images import SUFFIXES, image_files, read_image
+from calibration.images import SUFFIXES, check_16_bits, check_depth, check_name, image_files, printable, read_image
 from calibration.photometric import Photometric, recorded_photometric
 from calibration.recording import is_recording, recorded_frames
 
@@ -59,10 +59,12 @@ def read_dataset(root: Path, *, part_pattern: str | None = None, bit_depth: int 
     part_pattern: regular expression; what its first group (or the whole match) finds in a file's name is the part id.
     bit_depth: of the sensor, for 16-bit files. A recording knows both: a pattern or another depth is refused.
 
-    Raises InputError if root is empty, mixes layouts, holds images in folders below its own or cannot be read.
+    Raises InputError if root is empty, mixes layouts, holds images in folders below its own or cannot be read, and
+    where the name of a folder that becomes the product's or a label is not UTF-8.
     """
     if not root.is_dir():
         raise InputError(f"{root}: {'not a folder' if root.exists() else 'not found'}: give a folder of images")
+    check_name(root.resolve())
     reader = _Reader(root, _compiled(part_pattern), bit_depth)
     if (root / "train" / GOOD).is_dir():
         return reader.mvtec()
@@ -125,7 +127,10 @@ class _Reader:
 
     def _items(self, folder: Path, label: str) -> list[Item]:
         masks = self.root / "ground_truth" / label
-        below = [] if folder == self.root else _folders_of_images(folder)
+        below = []
+        if folder != self.root:
+            check_name(folder)
+            below = _folders_of_images(folder)
         if below:
             raise InputError(
                 f"{folder}: images found in folders below it ({', '.join(below[:4])}), which would be passed over: "
@@ -156,7 +161,7 @@ class _Reader:
 
     def _strangers(self, folder: Path) -> tuple[str, ...]:
         strangers = sorted(
-            path.name for path in _entries(folder) if path.is_file() and path.suffix.lower() not in SUFFIXES
+            printable(path.name) for path in _entries(folder) if path.is_file() and path.suffix.lower() not in SUFFIXES
         )
         if not strangers:
             return ()
@@ -176,7 +181,7 @@ class Pictures:
         pixels = self._held.get(item.file)
         if pixels is None:
             pixels = read_image(item.file)
-            _check_depth(pixels, item)
+            check_depth(pixels, item.bit_depth, str(item.file))
             if self._bytes + pixels.nbytes <= CACHE_BYTES:
                 self._held[item.file] = pixels
                 self._bytes += pixels.nbytes
@@ -214,7 +219,10 @@ class Survey:
                 "a line camera delivers one size, crop to it if these came from one"
             )
         if self.gray and self.colour:
-            notes.append(f"{self.gray} gray and {self.colour} colour images are mixed: all are used as colour")
+            notes.append(
+                f"{self.gray} gray and {self.colour} colour images are mixed: all are used as colour; "
+                "a station refuses gray frames"
+            )
         return notes
 
 
@@ -233,11 +241,7 @@ def survey(items: Sequence[Item], pictures: Pictures) -> Survey:
         gray += pixels.ndim == 2
         if pixels.dtype == np.uint16 and item.bit_depth is None:
             brightest = max(brightest, int(pixels.max()))
-    if 0 < brightest < 2**14:
-        raise InputError(
-            f"16-bit images whose brightest pixel is {brightest}: a {max(9, brightest.bit_length())}-bit camera? "
-            "Give the sensor's depth with --bit-depth"
-        )
+    check_16_bits(brightest)
     if len(depths) > 1:
         counted = ", ".join(f"{number} of {depth} bits" for depth, number in sorted(depths.items()))
         raise InputError(f"images of several depths are mixed ({counted}): a camera delivers one, keep that")
@@ -272,18 +276,6 @@ def _compiled(part_pattern: str | None) -> re.Pattern[str] | None:
         return re.compile(part_pattern)
     except re.error as error:
         raise InputError(f"part pattern {part_pattern!r}: {error}: give a regular expression") from error
-
-
-def _check_depth(pixels: Pixels, item: Item) -> None:
-    """Raises InputError if the pixels are not of the depth that was given for them."""
-    if item.bit_depth is None:
-        return
-    brightest = int(pixels.max())
-    if brightest >= 2**item.bit_depth or (pixels.dtype == np.uint8 and item.bit_depth > 8):
-        raise InputError(
-            f"{item.file}: {8 * pixels.dtype.itemsize}-bit image whose brightest pixel is {brightest}, "
-            f"{item.bit_depth} bits were given: give the sensor's depth with --bit-depth, none for 8-bit images"
-        )
 
 
 def _entries(folder: Path) -> list[Path]:

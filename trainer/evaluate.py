@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.condition import glimpse, measured
-from calibration.errors import BadFrame, NotRegistered
-from calibration.frame import reflectance
+from calibration.errors import BadFrame, InputError, NotRegistered
+from calibration.frame import Pixels, reflectance
 from calibration.images import read_image
-from calibration.preprocess import in_view
+from calibration.preprocess import check_frame, in_view, prepare
 from calibration.recipe import Recipe
 from trainer.data import GOOD, Item, Pictures
 from trainer.export import ReferenceRuntime
 from trainer.fit import FitResult
 from trainer.learning import Progress
 from trainer.metrics import ScoredImage
-from trainer.prepared import pixels_of, prepared_item
 
 
 def scored_images(recipe: Recipe, items: Sequence[Item], pictures: Pictures, progress: Progress) -> list[ScoredImage]:
-    """Return what the exported graph says of each image: prepared as in production, float32 in ONNX Runtime."""
+    """Return what the exported graph says of each image: prepared as in production, float32 in ONNX Runtime.
+
+    What a station refuses has no verdict here either, gray images of a colour product among it.
+
+    Raises InputError naming the first file that cannot be read, or a mask of another size than its image.
+    """
     runtime = ReferenceRuntime(recipe.graph)
     scored = []
     for count, item in enumerate(items, 1):
@@ -58,19 +63,31 @@ def left_out_images(result: FitResult) -> list[ScoredImage]:
 
 def _scored(recipe: Recipe, runtime: ReferenceRuntime, item: Item, pictures: Pictures) -> ScoredImage:
     try:
-        complaint = _complaint(recipe, item, pictures)
+        pixels, depth = pictures(item)
+        check_frame(pixels, depth, recipe.view)
+        complaint = _complaint(recipe, pixels, depth)
         if complaint:
             return ScoredImage(item.name, item.label, None, reason=complaint)
-        prepared = prepared_item(item, pictures, recipe.view, recipe.reference)
+        prepared = prepare(pixels, depth, recipe.view, recipe.reference)
     except (NotRegistered, BadFrame) as error:
         return ScoredImage(item.name, item.label, None, reason=str(error))
     anomaly_map, score = runtime(prepared.batch)
     mask = None
     if item.mask is not None:
-        drawn = read_image(item.mask)
-        flat = drawn.max(axis=2) if drawn.ndim == 3 else drawn
-        mask = in_view((flat > 0).astype(np.uint8), recipe.view, prepared.registration)
+        mask = in_view(_drawn(item.mask, pixels.shape[:2]), recipe.view, prepared.registration)
     return ScoredImage(item.name, item.label, score, "", anomaly_map, mask, packed(prepared.picture))
+
+
+def _drawn(mask: Path, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return a mask (H, W), 1 inside. size: (height, width) of its image. Raises InputError if the mask has another."""
+    drawn = read_image(mask)
+    flat = drawn.max(axis=2) if drawn.ndim == 3 else drawn
+    if flat.shape != size:
+        raise InputError(
+            f"{mask}: the mask is {flat.shape[1]}x{flat.shape[0]} px, its image {size[1]}x{size[0]}: draw it on a "
+            "picture of that size, or take it away"
+        )
+    return np.asarray(flat > 0, np.uint8)
 
 
 def packed(picture: NDArray[np.float32]) -> NDArray[np.float32] | NDArray[np.uint8]:
@@ -83,11 +100,10 @@ def packed(picture: NDArray[np.float32]) -> NDArray[np.float32] | NDArray[np.uin
     return levels if np.array_equal(reflectance(levels, 8), picture) else picture
 
 
-def _complaint(recipe: Recipe, item: Item, pictures: Pictures) -> str:
+def _complaint(recipe: Recipe, pixels: Pixels, depth: int) -> str:
     """Return what is wrong with the light or the focus of an image, as the line would say it; empty if nothing is."""
     if recipe.condition is None:
         return ""
-    pixels, depth = pixels_of(item, pictures, recipe.view)
     seen = measured(glimpse(pixels, depth, recipe.view, registered=recipe.reference is not None))
     complaint = recipe.condition.complaint(seen)
     return "" if complaint is None else f"{complaint.cause.replace('_', ' ')}: {complaint.detail}"

@@ -11,6 +11,7 @@ one farther than the greatest of them is unlike any good part.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,10 @@ class Check:
 
 
 def generated(recipe: Recipe, count: int, seed: int, progress: Progress) -> NDArray[np.float32]:
-    """Return pictures (count, C, h, w) in 0..1, as the detector sees parts. Raises InputError without a generator."""
+    """Return pictures (count, C, h, w) in 0..1, as the detector sees parts.
+
+    Raises InputError without a generator of whole views.
+    """
     session = onnxruntime.InferenceSession(generator_graph(recipe), providers=["CPUExecutionProvider"])
     wanted = session.get_inputs()[0]
     chance = np.random.default_rng(seed)
@@ -66,13 +70,17 @@ def generated(recipe: Recipe, count: int, seed: int, progress: Progress) -> NDAr
 
 
 def generator_graph(recipe: Recipe) -> bytes:
-    """Return the part of the recipe's graph that makes a picture of z (1, latent), in -1..1."""
+    """Return the part of the recipe's graph that makes a picture of z (1, latent), in -1..1.
+
+    Raises InputError if there is none, or if it draws less than the view: that of a recipe with tiles draws one.
+    """
     if recipe.detector.partition("+")[0] != "dcgan":
         raise InputError(f"{recipe.product}: a recipe of {recipe.detector} holds no generator: fit one of dcgan")
     model = onnx.load_from_string(recipe.graph)
     constants = {constant.name: constant for constant in model.graph.initializer}
     source = {output: node for node in model.graph.node for output in node.output}
     picture = next(node for node in model.graph.node if node.op_type == "Tanh")
+    _check_size(recipe, model, picture.output[0])
     nodes, node = [picture], picture
     while node.op_type not in ("Gemm", "MatMul"):
         node = next(source[name] for name in node.input if name in source and source[name].op_type != "Constant")
@@ -91,6 +99,19 @@ def generator_graph(recipe: Recipe) -> bytes:
     )
     built = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     return bytes(built.SerializeToString())
+
+
+def _check_size(recipe: Recipe, model: onnx.ModelProto, name: str) -> None:
+    """Raises InputError unless the pictures of this name (N, C, h, w) are as large as the recipe's view."""
+    known = onnx.shape_inference.infer_shapes(model).graph.value_info
+    wanted = [recipe.view.height, recipe.view.width]
+    sizes = ([side.dim_value for side in value.type.tensor_type.shape.dim][2:] for value in known if value.name == name)
+    found = next(sizes, wanted)
+    if found != wanted:
+        raise InputError(
+            f"{recipe.product}: the generator draws {found[1]}x{found[0]} px, the recipe sees parts in "
+            f"{wanted[1]}x{wanted[0]}: it has learnt single tiles; fit a recipe without --tiles"
+        )
 
 
 def checked(pictures: NDArray[np.float32], good: NDArray[np.float32]) -> Check:
@@ -135,14 +156,31 @@ def neighbourhood(pictures: NDArray[np.float32], good: NDArray[np.float32], seed
     return canvas
 
 
+def check_new(folder: Path) -> None:
+    """Raises InputError unless pictures can be written there, to a folder that is empty or not there yet."""
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if there == folder and any(folder.iterdir()):
+            raise InputError(f"{folder}: not empty: give a new folder for the pictures")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}: give a new folder for the pictures") from error
+
+
 def write_pictures(folder: Path, pictures: NDArray[np.float32]) -> Sequence[Path]:
-    """Write 8-bit PNG files 000001.png, .. and return their paths. Raises InputError if the folder has files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise InputError(f"{folder}: not empty: give a new folder for the pictures")
+    """Write 8-bit PNG files 000001.png, .. and return their paths.
+
+    Raises InputError if the folder is a file, has files or cannot be written.
+    """
+    check_new(folder)
     paths = []
-    for number, picture in enumerate((pictures * 255.0).round().astype(np.uint8), 1):
-        pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
-        paths.append(folder / f"{number:06d}.png")
-        paths[-1].write_bytes(encode_png(np.ascontiguousarray(pixels)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate((pictures * 255.0).round().astype(np.uint8), 1):
+            pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+            paths.append(folder / f"{number:06d}.png")
+            paths[-1].write_bytes(encode_png(np.ascontiguousarray(pixels)))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}: give a folder that can be written") from error
     return paths

@@ -12,7 +12,7 @@ from calibration.console import note, progress_bars, say
 from calibration.errors import BadFrame, InputError, NotRegistered
 from calibration.recipe import Recipe, read_recipe
 from trainer.data import Dataset, Pictures, read_dataset
-from trainer.generate import checked, generated, neighbourhood, write_pictures
+from trainer.generate import check_new, checked, generated, neighbourhood, write_pictures
 from trainer.learning import Progress
 from trainer.prepared import MOST_UNREGISTERED, prepared_item
 
@@ -20,11 +20,13 @@ from trainer.prepared import MOST_UNREGISTERED, prepared_item
 def generate(recipe: Path, data: Path, out: Path, *, count: int, seed: int) -> None:
     """Write pictures that the recipe's generator makes to the folder out, and beside it how they lie among good images.
 
-    Raises InputError if the recipe has no generator, out has files, or data holds too few good images that fit it.
+    Raises InputError if the recipe has no generator of whole views, out has files or cannot be written, or data holds
+    too few good images that fit it.
     """
     loaded = read_recipe(recipe)
     trained_on = loaded.view.bit_depth
     dataset = read_dataset(data, bit_depth=trained_on if trained_on > 8 else None)
+    check_new(out)  # before the work
     with progress_bars() as progress:
         made = generated(loaded, count, seed, progress)
         good, missing = prepared_good(loaded, dataset, progress)

@@ -75,7 +75,7 @@ def normal_intersection(good: NDArray[np.float64], defective: NDArray[np.float64
     """Return the score at which normals fitted to good and to defective scores are equally high.
 
     good: (n,), defective: (m,), each at least 2 and not all equal. Of two crossings the one between the means counts.
-    Raises TrainingError if the defective mean is not above the good one.
+    Raises TrainingError if there is none, or the defective mean is not above the good one.
     Source: paper 000, sec. 3.2.1 and 4.5, fig. 17: both densities weigh the same, however many images there are.
     """
     (a, s), (b, t) = fitted_normal(good, "good"), fitted_normal(defective, "defective")
@@ -88,11 +88,17 @@ def normal_intersection(good: NDArray[np.float64], defective: NDArray[np.float64
     square, linear = 1 / s**2 - 1 / t**2, -2 * (a / s**2 - b / t**2)
     constant = a**2 / s**2 - b**2 / t**2 + 2 * math.log(s / t)
     if abs(square) < 1e-12 * (1 / s**2 + 1 / t**2):
-        return -constant / linear
-    root = math.sqrt(max(0.0, linear**2 - 4 * square * constant))
-    crossings = sorted(((-linear - root) / (2 * square), (-linear + root) / (2 * square)))
+        crossings = [-constant / linear]
+    else:
+        root = math.sqrt(max(0.0, linear**2 - 4 * square * constant))
+        crossings = [(-linear - root) / (2 * square), (-linear + root) / (2 * square)]
     between = [x for x in crossings if a <= x <= b]
-    return between[0] if between else min(crossings, key=lambda x: abs(x - (a + b) / 2))
+    if not between:  # one normal is the higher one from mean to mean: its deviation is far the smaller
+        raise TrainingError(
+            f"defective images score {b:.4g} +- {t:.4g}, good ones {a:.4g} +- {s:.4g}: these normals do not cross "
+            "between their means, so no threshold can lie there; choose another detector, or leave out --threshold"
+        )
+    return between[0]
 
 
 def best_f1(good: NDArray[np.float64], defective: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ import click
 def parsed_size(text: str) -> tuple[int, int]:
     """Return (height, width) px of "256" or "256x384". Raises click.BadParameter."""
     height, _, width = text.lower().partition("x")
-    if not height.isdigit() or (width and not width.isdigit()):
+    if not height.isdecimal() or (width and not width.isdecimal()):
         raise click.BadParameter(
             f"{text!r} found, need SIDE or HEIGHTxWIDTH such as 256 or 256x384", param_hint="--size"
         )

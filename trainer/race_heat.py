@@ -182,7 +182,8 @@ def _judged(
 
 
 def _labelled(recipe: Recipe, dataset: Dataset, pictures: Pictures, heat: Heat) -> tuple[float | None, float | None]:
-    images = scored_images(recipe, dataset.test, pictures, lambda *_: None)
+    items = [replace(item, mask=None) for item in dataset.test]  # nobody asks where
+    images = scored_images(recipe, items, pictures, lambda *_: None)
     scores = np.array([np.inf if image.score is None else image.score for image in images])
     good = np.array([image.label == GOOD for image in images], dtype=bool)
     return figures(scores[good], scores[~good], heat.overkill)

@@ -153,7 +153,7 @@ def _good_only_verdict(images: Sequence[ScoredImage], good_scores: NDArray[np.fl
     above = sum(score > threshold for score in scores)
     return (
         f"Learned from good parts, not yet tested on a defective one. {above or 'None'} of "
-        f"{_parts(len(scores), 'good')} would have been rejected."
+        f"{len(scores)} good image{'' if len(scores) == 1 else 's'} would have been rejected."
     )
 
 

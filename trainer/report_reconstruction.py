@@ -310,7 +310,9 @@ def map_scatters(images: Sequence[ScoredImage]) -> tuple[Scatter, ...]:
 
 
 def _thinned(images: list[ScoredImage]) -> list[ScoredImage]:
-    return images[:: max(1, len(images) // MOST_EMBEDDED)]
+    """Return the images, at most 300 of them, evenly spaced."""
+    kept = min(len(images), MOST_EMBEDDED)
+    return [images[number * len(images) // kept] for number in range(kept)]
 
 
 def scatter(title: str, vectors: NDArray[np.float32], labels: Sequence[str]) -> Scatter:

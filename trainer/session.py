@@ -14,7 +14,9 @@ from rich.table import Table
 
 from calibration.console import console, note, progress_bars, say
 from calibration.errors import InputError, TaktsightError
+from calibration.images import printable
 from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.thresholds import bound_told
 from trainer.data import Dataset, Pictures, read_dataset
 from trainer.evaluate import held_out_images, left_out_images, scored_images
 from trainer.fit import FitRequest, FitResult, fit
@@ -36,6 +38,8 @@ def learn(
         raise InputError(f"{request.recipe.parent}: not a folder: make it, or give another path for the recipe")
     if request.recipe.is_dir():
         raise InputError(f"{request.recipe}: a folder, need a file's path for the recipe: {request.recipe}/NAME.recipe")
+    if product is not None and product != printable(product):
+        raise InputError(f"product {printable(product)!r} is not UTF-8, need a name that is: set the terminal to UTF-8")
     dataset = read_dataset(data, part_pattern=part_pattern, bit_depth=bit_depth)
     if product is not None:
         dataset = replace(dataset, product=product)
@@ -192,9 +196,8 @@ def rate_told(recipe: Recipe) -> str:
     limits = recipe.thresholds
     left_out = len(recipe.training.get("left_out", ())) if of_the_fit(recipe) else 0
     counted = f", the {left_out} left out counted as good" if left_out else ""
-    return (
-        f"{limits.false_reject_rate:.2%} on average, below {limits.rate_upper_bound:.1%} with 95 % confidence{counted}"
-    )
+    bound = bound_told(limits.rate_upper_bound)
+    return f"{limits.false_reject_rate:.2%} on average, below {bound} with 95 % confidence{counted}"
 
 
 def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRequest, fit_s: float) -> None:

@@ -72,7 +72,8 @@ def tiles_for(text: str, size: tuple[int, int], shown_px: tuple[int, int], small
     """Return how to cut, or None for one tile alone.
 
     text: off | auto | COLUMNSxROWS. size: (height, width) of a tile. shown_px: (height, width) of what the view shows,
-    reference px. smallest_px: diameter of the smallest defect, reference px, for auto: it then covers 6 px at least.
+    reference px. smallest_px: diameter of the smallest defect, reference px, for auto: it then covers 6 px at least,
+    or its own where these are fewer.
 
     Raises TrainingError on anything else, and if there would be more than 64 tiles.
     """
@@ -106,7 +107,7 @@ def _asked(text: str, size: tuple[int, int], shown_px: tuple[int, int], smallest
         )
         return columns, rows
     before, _, after = text.lower().partition("x")
-    if not (before.isdigit() and after.isdigit() and int(before) >= 1 and int(after) >= 1):
+    if not (before.isdecimal() and after.isdecimal() and int(before) >= 1 and int(after) >= 1):
         raise TrainingError(f"tiles {text!r} found, need off, auto or COLUMNSxROWS such as 4x3")
     return int(before), int(after)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_what_is_left_out_of_a_training_is_named_and_shown(tmp_path: Path, capsy
     report = (tmp_path / "a.recipe.html").read_text(encoding="utf-8")
     assert report.count("stranger.png") > 1 and "left out of the training" in report
     assert "(1): stranger.png." in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_a_product_that_is_not_utf8_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
+    product = os.fsdecode(b"pr\xe9cis")
+    with pytest.raises(InputError, match=r"product 'pr\ufffdcis' is not UTF-8, need a name that is: set the terminal"):
+        session.learn(data, FitRequest(tmp_path / "a.recipe"), part_pattern=None, bit_depth=None, product=product)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_the_place_of_the_recipe_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:

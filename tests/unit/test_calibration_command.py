@@ -113,6 +113,30 @@ def test_the_user_is_told_the_old_and_the_new_threshold_and_how_far_to_trust_it(
     ]
 
 
+def test_the_images_of_a_part_count_once_with_the_highest(bench: Bench, calibrate):
+    """50 parts photographed 4 times each and 49 whose number nobody knows are 99 good parts."""
+    several = [PartScore(f"{n}.png", "", "pass", "", 0.001 * n, 0.01 * (200 - n), f"A{n // 4}") for n in range(200)]
+    single = [PartScore(f"s{n}.png", "", "pass", "", 0.0, 0.0) for n in range(49)]
+    unseen = PartScore("x.png", "", "no_verdict", "bad_frame", None, None, "A3")
+    parts = (*several, unseen, *single)
+    write_scores(bench.scores, Scores(bench.loaded.detector_digest, "openvino f32, 2 threads", parts))
+    refused = calibrate("threshold", bench.recipe, bench.scores, "--false-reject-rate", "0.009")
+    assert "99 good parts found, a false reject rate of 0.009 needs 111" in refused.err
+    answer = calibrate("threshold", bench.recipe, bench.scores, "--false-reject-rate", "0.02")
+    assert "99 good parts: 2.00% of good parts rejected on average" in answer.out
+    assert "note: 1 of 250 images had no verdict and are left out" in answer.out
+    found = bench.loaded.thresholds
+    assert (found.n_good, found.rate_upper_bound) == (99, rate_upper_bound(99, 0.02))
+    assert (found.score, found.map) == (pytest.approx(0.195), pytest.approx(1.96))  # of the second highest part
+
+
+def test_a_bound_is_never_told_lower_than_it_is(bench: Bench, calibrate):
+    bench.score(["good"] * 200)
+    answer = calibrate("threshold", bench.recipe, bench.scores, "--false-reject-rate", "0.01")
+    assert bench.loaded.thresholds.rate_upper_bound > 0.023
+    assert "below 2.4% with 95 % confidence" in answer.out
+
+
 def test_a_new_threshold_ends_the_signature_and_says_so(bench: Bench, calibrate):
     make_key(bench.recipe.with_name("key"))
     sign_recipe(bench.recipe, read_signing_key(bench.recipe.with_name("key")))
@@ -188,6 +212,16 @@ def test_too_few_good_parts_leave_with_6_and_the_recipe_as_it_was(bench: Bench, 
         "error: 80 good parts found, a false reject rate of 0.01 needs 99: inspect 19 more good parts, "
         "or ask for a rate of 0.013 or more\n"
     )
+    assert bench.recipe.read_bytes() == before
+
+
+def test_maps_that_show_nothing_give_no_threshold(bench: Bench, calibrate):
+    before = bench.recipe.read_bytes()
+    parts = tuple(PartScore(f"{n}.png", "good", "pass", "", 0.001 * n, 0.0) for n in range(1, 200))
+    write_scores(bench.scores, Scores(bench.loaded.detector_digest, "openvino f32, 2 threads", parts))
+    answer = calibrate("threshold", bench.recipe, bench.scores, "--false-reject-rate", "0.01")
+    assert answer.code == CALIBRATION
+    assert "maps of the good parts peak at 0, need more than 0" in answer.err
     assert bench.recipe.read_bytes() == before
 
 
@@ -319,12 +353,71 @@ def test_one_image_of_a_field_is_read_at_a_time(tmp_path: Path, calibrate, monke
     np.testing.assert_allclose(read_photometric(tmp_path / "x.npz").flat, 110 / 255, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "full_scale"), [((), 65535), (("--bit-depth", "12"), 4095)])
-def test_16_bit_files_count_to_their_own_full_scale(tmp_path: Path, calibrate, options, full_scale):
-    flat = folder_of(tmp_path / "flat", np.full((6, 8), 3000, np.uint16))
-    answer = calibrate("photometric", tmp_path / "x.npz", "--flat", flat, *options)
+@pytest.mark.parametrize(("options", "level", "full_scale"), [((), 48000, 65535), (("--bit-depth", "12"), 3000, 4095)])
+def test_16_bit_files_count_to_their_own_full_scale(tmp_path: Path, calibrate, options, level, full_scale):
+    dark = folder_of(tmp_path / "dark", np.full((6, 8), level // 100, np.uint16))
+    flat = folder_of(tmp_path / "flat", np.full((6, 8), level, np.uint16))
+    answer = calibrate("photometric", tmp_path / "x.npz", "--dark", dark, "--flat", flat, *options)
     assert answer.code == 0
-    np.testing.assert_allclose(read_photometric(tmp_path / "x.npz").flat, 3000 / full_scale, rtol=1e-6)
+    found = read_photometric(tmp_path / "x.npz")
+    np.testing.assert_allclose(found.dark, level / 100 / full_scale, rtol=1e-6)
+    np.testing.assert_allclose(found.flat, level / full_scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [("dark", "flat"), ("dark",), ("flat",)])
+def test_12_bit_files_are_refused_until_their_depth_is_given(tmp_path: Path, calibrate, fields):
+    levels = {"dark": 200, "flat": 3600}
+    for name in fields:
+        folder_of(tmp_path / name, np.full((6, 8), levels[name], np.uint16))
+    given = [word for name in fields for word in (f"--{name}", tmp_path / name)]
+    refused = calibrate("photometric", tmp_path / "x.npz", *given)
+    assert refused.code == INPUT
+    brightest = max(levels[name] for name in fields)
+    assert f"16-bit images whose brightest pixel is {brightest}: a " in refused.err
+    assert "-bit camera? Give the sensor's depth with --bit-depth" in refused.err
+    assert not (tmp_path / "x.npz").exists()
+    assert calibrate("photometric", tmp_path / "x.npz", *given, "--bit-depth", "12").code == 0
+    found = read_photometric(tmp_path / "x.npz")
+    for name in fields:
+        np.testing.assert_allclose(getattr(found, name), levels[name] / 4095, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pixels", [np.full((6, 8), 200, np.uint8), np.full((6, 8), 4096, np.uint16)])
+def test_a_depth_that_does_not_fit_the_files_is_refused(tmp_path: Path, calibrate, pixels):
+    flat = folder_of(tmp_path / "flat", pixels)
+    answer = calibrate("photometric", tmp_path / "x.npz", "--flat", flat, "--bit-depth", "12")
+    assert answer.code == INPUT
+    assert f"0.png: {8 * pixels.itemsize}-bit image whose brightest pixel is {pixels.max()}, 12 bits were" in answer.err
+
+
+def test_a_saturated_white_sheet_leaves_with_6_and_writes_nothing(tmp_path: Path, calibrate):
+    y, x = np.mgrid[-1:1:40j, -1:1:60j]
+    white = np.clip(400 * (1 - 0.3 * (x**2 + y**2)), 0, 255).astype(np.uint8)
+    answer = calibrate("photometric", tmp_path / "x.npz", "--flat", folder_of(tmp_path / "flat", white))
+    assert answer.code == CALIBRATION
+    assert "% of a white frame's pixels read 98% of full scale or more, need at most 0.1%: shorten the" in answer.err
+    assert not (tmp_path / "x.npz").exists()
+
+
+@pytest.mark.parametrize(("dead", "told"), [(1, "1 dead pixel: "), (3, "3 dead pixels: ")])
+def test_dead_pixels_are_told_and_do_not_cost_the_calibration(tmp_path: Path, calibrate, dead, told):
+    white = np.full((150, 200), 220, np.uint8)
+    white[77, 99 : 99 + 2 * dead : 2] = 0
+    answer = calibrate("photometric", tmp_path / "x.npz", "--flat", folder_of(tmp_path / "flat", white))
+    assert answer.code == 0
+    assert f"note: {told}the flat field takes the median of the neighbours there\n" in answer.out
+    np.testing.assert_allclose(read_photometric(tmp_path / "x.npz").flat, 220 / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["--dark", "--flat"])
+def test_a_patch_beside_the_fields_is_wrong_usage(tmp_path: Path, calibrate, field):
+    source = folder_of(tmp_path / "field", np.full((40, 60), 100, np.uint8))
+    answer = calibrate("photometric", tmp_path / "x.npz", field, source, "--patch", "5000,10,60,60,0.9")
+    assert answer.code == USAGE
+    assert "--patch: a patch that reaches to 5060,70 found, dark and flat field are 60x40 px" in answer.err
+    assert not (tmp_path / "x.npz").exists()
+    assert calibrate("photometric", tmp_path / "x.npz", field, source, "--patch", "50,30,10,10,0.9").code == 0
+    assert calibrate("photometric", tmp_path / "x.npz", field, source, "--patch", "50,31,10,10,0.9").code == USAGE
 
 
 def test_a_recording_brings_its_own_bit_depth(tmp_path: Path, calibrate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -174,6 +175,32 @@ def test_the_first_frame_under_a_fault_of_the_light_is_named(tmp_path: Path):
         survey(read_dataset(tmp_path).good, pictures)
 
 
+@pytest.mark.parametrize("folder", [b"test/d\xe9faut", b"train/d\xe9faut"])
+def test_a_label_that_is_not_utf8_is_refused_before_it_ends_a_training(mvtec: Path, folder):
+    store(mvtec / os.fsdecode(folder) / "1.png")
+    with pytest.raises(
+        InputError, match=r"the name of d\ufffdfaut is not UTF-8, need one that is: rename it"
+    ) as refused:
+        read_dataset(mvtec)
+    str(refused.value).encode()  # can be printed
+
+
+@pytest.mark.parametrize("image", ["1.png", "train/good/1.png"])
+def test_a_product_that_is_not_utf8_is_refused_before_it_ends_a_training(tmp_path: Path, image):
+    root = tmp_path / os.fsdecode(b"pr\xe9cis")
+    store(root / image)
+    (tmp_path / "link").symlink_to(root)
+    for path in (root, tmp_path / "link"):
+        with pytest.raises(InputError, match=r"the name of pr\ufffdcis is not UTF-8, need one that is: rename it"):
+            read_dataset(path)
+
+
+def test_a_stranger_that_is_not_utf8_is_named_as_far_as_it_can_be(tmp_path: Path):
+    store(tmp_path / "1.png")
+    (tmp_path / os.fsdecode(b"pr\xe9cis.txt")).touch()
+    assert read_dataset(tmp_path).notes == ("1 files are not images and were left out: pr\ufffdcis.txt",)
+
+
 @pytest.mark.parametrize("folder", ["train/good", "train/dent", "test/good", "test/dent"])
 def test_images_below_a_labelled_folder_are_not_passed_over(mvtec: Path, folder):
     store(mvtec / folder / "1.png")
@@ -224,7 +251,9 @@ def test_mixed_gray_and_colour_is_noted(tmp_path: Path):
     store(tmp_path / "1.png", COLOUR)
     store(tmp_path / "2.png", GRAY)
     store(tmp_path / "3.png", GRAY)
-    assert surveyed(tmp_path).notes() == ["2 gray and 1 colour images are mixed: all are used as colour"]
+    assert surveyed(tmp_path).notes() == [
+        "2 gray and 1 colour images are mixed: all are used as colour; a station refuses gray frames"
+    ]
 
 
 @pytest.mark.parametrize(("brightest", "bits"), [(4095, 12), (1000, 10), (200, 9)])

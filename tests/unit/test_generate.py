@@ -18,14 +18,16 @@ from trainer.catalogue import Ignoring, Reconstruction
 from trainer.data import read_dataset
 from trainer.export import export_graph
 from trainer.fit import prepared_item
-from trainer.generate import checked, distances, generated, neighbourhood, write_pictures
+from trainer.generate import check_new, checked, distances, generated, neighbourhood, write_pictures
 from trainer.learning import Options
 from trainer.reconstructors.dcgan import Dcgan
 from trainer.reconstructors.gan_training import Adversaries, down
 from trainer.scorers.residual import Residual
+from trainer.tiling import Tiled, Tiles, Units
 
 SIZE = torch.Size((3, 32, 32))
 CHANCE = np.random.default_rng(0)
+SEEN = View(32, 32, colour=True, reference_size=(32, 32))
 VIEW = View(8, 8, colour=False, reference_size=(8, 8), bit_depth=12)
 
 
@@ -36,6 +38,7 @@ class Part:
     graph: bytes
     detector: str = "dcgan+residual"
     product: str = "flange"
+    view: View = SEEN
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -58,6 +61,22 @@ def test_the_pictures_are_the_generators(resize: bool) -> None:
     for picture in pictures:
         z = torch.from_numpy(chance.standard_normal((1, 4)).astype(np.float32))
         np.testing.assert_allclose(picture, network.pictures(z)[0].numpy(), atol=1e-5)
+
+
+def test_a_generator_of_single_tiles_is_refused() -> None:
+    options = Options(latent=4, inversion_steps=1)
+    size = torch.Size((3, 64, 64))
+    encoder = down(size, 4, normalise=True)
+    network = Dcgan(Adversaries(size, options).eval(), encoder, size, options).eval().requires_grad_(False)
+    tiles = Tiles(2, 1, 64, 64)
+    detector = Reconstruction(network, Residual(torch.ones(64, 64))).eval()
+    one, places = torch.ones(1), (torch.zeros(1, 1, 64, 96), torch.ones(1, 1, 64, 96))
+    units = Units((torch.zeros(2, 1), torch.ones(2, 1)), torch.tensor([0.0, 1.0, 0.0, 1.0]), (one, one))
+    module = Tiled(detector, tiles, places, units, torch.ones(1, 1, 64, 96)).eval()
+    graph = export_graph(module, np.zeros((1, 3, 64, 96), np.float32))
+    part = Part(graph, view=View(64, 96, colour=True, reference_size=(64, 96)))
+    with pytest.raises(InputError, match=r"flange: the generator draws 64x64 px, the recipe sees parts in 96x64: .*"):
+        generated(part, 3, seed=7, progress=silent)
 
 
 def test_a_recipe_without_a_generator_is_refused() -> None:
@@ -156,3 +175,30 @@ def test_pictures_are_written_as_images_and_nothing_is_overwritten(tmp_path: Pat
     np.testing.assert_allclose(read_image(paths[1]) / 255.0, pictures[1].transpose(1, 2, 0), atol=0.5 / 255 + 1e-6)
     with pytest.raises(InputError, match="not empty"):
         write_pictures(tmp_path / "new", pictures)
+
+
+def test_a_place_that_holds_no_new_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file" / "made"):
+        with pytest.raises(InputError, match=f"{folder}: Not a directory: give a new folder for the pictures"):
+            check_new(folder)
+        with pytest.raises(InputError, match=f"{folder}: Not a directory"):
+            write_pictures(folder, np.zeros((2, 1, 8, 8), np.float32))
+    check_new(tmp_path / "new" / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="link: File exists: give a folder that can be written"):
+        write_pictures(tmp_path / "link", np.zeros((2, 1, 8, 8), np.float32))
+
+
+def test_a_folder_that_is_not_new_is_refused_before_the_work(tmp_path: Path, monkeypatch) -> None:
+    def works(*_: object) -> None:
+        raise AssertionError("pictures were made")
+
+    monkeypatch.setattr(generate_session, "read_recipe", lambda path: Trained())
+    monkeypatch.setattr(generate_session, "generated", works)
+    data = good_folder(tmp_path / "good")
+    with pytest.raises(InputError, match="good: not empty: give a new folder"):
+        generate_session.generate(tmp_path / "part.recipe", data, data, count=4, seed=0)
+    with pytest.raises(InputError, match=r"3\.png: Not a directory"):
+        generate_session.generate(tmp_path / "part.recipe", data, data / "3.png", count=4, seed=0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from calibration.errors import InputError
-from calibration.images import decode_image, encode_png, image_files, read_image
+from calibration.images import decode_image, encode_png, image_files, labelled_images, read_image
 
 GRAY, RGB, GRAY_ALPHA, RGBA = 0, 2, 4, 6  # PNG colour types
 
@@ -192,6 +192,18 @@ def test_a_name_that_is_not_utf8_is_refused_before_it_ends_a_training(tmp_path: 
     (tmp_path / os.fsdecode(b"Pr\xfcfung 2.png")).touch()
     with pytest.raises(InputError, match=r"the name of Pr\ufffdfung 2\.png is not UTF-8, .*: rename it") as refused:
         image_files(tmp_path)
+    str(refused.value).encode()  # can be printed
+
+
+def test_a_label_that_is_not_utf8_is_refused(tmp_path: Path):
+    for name in (b"good", "défaut".encode()):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        (tmp_path / os.fsdecode(name) / "1.png").touch()
+    (tmp_path / os.fsdecode(b"empt\xe9")).mkdir()  # no label
+    assert [label for _, label in labelled_images(tmp_path)] == ["défaut", "good"]
+    (tmp_path / os.fsdecode(b"empt\xe9") / "1.png").touch()
+    with pytest.raises(InputError, match=r"the name of empt\ufffd is not UTF-8, .*: rename it") as refused:
+        labelled_images(tmp_path)
     str(refused.value).encode()  # can be printed
 
 

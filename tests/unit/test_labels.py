@@ -150,6 +150,20 @@ def test_equal_deviations_cross_half_way():
     assert normal_intersection(np.array([0.0, 1.0, 2.0]), np.array([4.0, 5.0, 6.0])) == pytest.approx(3.0)
 
 
+def spread(mean: float, deviation: float) -> np.ndarray:
+    """Return 50 scores of just this mean and deviation."""
+    drawn = np.random.default_rng(1).normal(size=50)
+    return mean + deviation * (drawn - drawn.mean()) / drawn.std(ddof=1)
+
+
+@pytest.mark.parametrize(("s", "t"), [(10.0, 1.0), (1.0, 10.0)])
+def test_normals_that_do_not_cross_between_their_means_give_no_threshold(s: float, t: float):
+    with pytest.raises(TrainingError, match=rf"score 0\.1 \+- {t:.0f}, good ones .* \+- {s:.0f}: these normals do not"):
+        normal_intersection(spread(0.0, s), spread(0.1, t))
+    assert 0.0 <= normal_intersection(spread(0.0, 1.0), spread(0.1, 1.0)) <= 0.1
+    assert 0.0 <= normal_intersection(spread(0.0, s), spread(40.0, t)) <= 40.0
+
+
 def test_scores_that_no_normal_fits_are_refused():
     two = np.array([1.0, 2.0])
     with pytest.raises(TrainingError, match="all 3 good images score 1: no normal"):

@@ -77,3 +77,10 @@ def test_a_recipe_without_a_generator_makes_no_pictures(tmp_path: Path):
     with pytest.raises(InputError, match="holds no generator: fit one of dcgan"):
         CliRunner().invoke(commands, given, catch_exceptions=False)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_region_of_strange_digits_is_no_region(tmp_path: Path):
+    given = ["fit", str(tmp_path), "--recipe", str(tmp_path / "part.recipe"), "--region", "0,0,²,30"]
+    answer = CliRunner().invoke(commands, given)
+    assert answer.exit_code == 2
+    assert "'0,0,²,30' found, need X,Y,WIDTH,HEIGHT" in answer.output

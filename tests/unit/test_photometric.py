@@ -15,11 +15,13 @@ from calibration.photometric import (
     PHOTOMETRIC_FILE,
     Photometric,
     ReferencePatch,
+    flat_field,
     gamma_corrected,
     mean_field,
     patch_gain,
     read_photometric,
     recorded_photometric,
+    without_dead_pixels,
     write_photometric,
 )
 
@@ -154,6 +156,79 @@ def test_a_flat_field_without_light_is_refused():
         Photometric(flat=flat)
 
 
+@pytest.mark.parametrize("shape", [(100, 200), (100, 200, 3)])
+def test_a_white_frame_that_saturates_is_refused_with_its_share(shape):
+    white, clipped = np.full(shape, 0.9, np.float32), np.full(shape, 0.9, np.float32)
+    clipped[:4, :5] = 0.98  # 20 of 20000 pixels, a thousandth
+    np.testing.assert_allclose(flat_field([white, clipped])[0, 0], 0.94)
+    clipped[50, 60] = 1.0
+    wanted = (
+        r"0\.105% of a white frame's pixels read 98% of full scale or more, need at most 0\.1%: shorten the exposure"
+    )
+    with pytest.raises(CalibrationError, match=wanted):
+        flat_field([white, clipped])
+
+
+def test_a_white_frame_that_saturates_in_one_colour_is_refused():
+    white = np.full((10, 20, 3), 0.9, np.float32)
+    white[:, :, 0] = 0.99
+    with pytest.raises(CalibrationError, match=r"^100\.000% of a white frame's pixels"):
+        flat_field([white])
+
+
+@pytest.mark.parametrize("shape", [(100, 200), (100, 200, 3)])
+@pytest.mark.parametrize("offset", [None, 0.05])
+def test_dead_pixels_of_a_flat_field_become_the_median_of_their_neighbours(shape, offset):
+    light = np.random.default_rng(8).uniform(0.5, 0.9, shape).astype(np.float32)
+    dark = None if offset is None else np.full(shape, offset, np.float32)
+    flat = light if dark is None else light + dark
+    seen = flat.copy()
+    seen[0, 0], seen[50, 60] = 0.0, 0.01  # 2 of 20000: all that may be
+    found, count = without_dead_pixels(seen, dark)
+    assert count == 2
+    for place, beside in (
+        ((0, 0), [(0, 1), (1, 0), (1, 1)]),
+        ((50, 60), [(y, x) for y in (49, 50, 51) for x in (59, 60, 61)]),
+    ):
+        wanted = np.median([flat[at] for at in beside if at != place], axis=0)
+        np.testing.assert_allclose(found[place], wanted, rtol=1e-6)
+        found[place] = flat[place]
+    np.testing.assert_array_equal(found, flat)
+    Photometric(dark, without_dead_pixels(seen, dark)[0])  # is taken
+    seen[99, 199] = np.nan
+    wanted = (
+        r"3 of 20000 pixels of the flat field \(0\.015%\) read less than 0\.02 above dark, need at most 0\.01%: capture"
+    )
+    with pytest.raises(CalibrationError, match=wanted):
+        without_dead_pixels(seen, dark)
+
+
+def test_dead_pixels_beside_each_other_take_the_median_of_those_that_are_lit():
+    flat = np.full((300, 400), 0.5, np.float32)
+    flat[10:13, 20:23] = 0.0
+    found, count = without_dead_pixels(flat, None)
+    assert count == 9
+    np.testing.assert_array_equal(found, np.full((300, 400), 0.5, np.float32))
+
+
+def test_a_pixel_dead_in_one_colour_keeps_the_others():
+    flat = np.full((20, 30, 3), 0.5, np.float32)
+    flat[4, 5] = (0.7, 0.0, 0.6)
+    found, count = without_dead_pixels(flat, None)
+    assert count == 1
+    np.testing.assert_array_equal(found[4, 5], np.float32([0.7, 0.5, 0.6]))
+
+
+def test_one_pixel_may_be_dead_but_not_the_only_one():
+    flat = np.full((4, 4), 0.5, np.float32)
+    flat[1, 2] = 0.0
+    assert without_dead_pixels(flat, None)[1] == 1
+    with pytest.raises(CalibrationError, match=r"1 of 1 pixels of the flat field \(100\.000%\) read less"):
+        without_dead_pixels(np.zeros((1, 1), np.float32), None)
+    with pytest.raises(CalibrationError, match=r"dark is \(4, 5\), flat is \(4, 4\): capture both the same way"):
+        without_dead_pixels(flat, np.zeros((4, 5), np.float32))
+
+
 def test_fields_of_two_sizes_are_refused():
     with pytest.raises(CalibrationError, match=r"dark is \(4, 4\), flat is \(4, 5\): capture both the same way"):
         Photometric(dark=np.zeros((4, 4), np.float32), flat=np.ones((4, 5), np.float32))
@@ -235,6 +310,23 @@ def test_a_correction_cut_anywhere_is_refused(tmp_path: Path):
             read_photometric(path)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_changed_byte_is_refused_or_changes_nothing(tmp_path: Path, save):
+    path, flat = tmp_path / "x.npz", np.full((6, 8), 0.75, np.float32)
+    save(path, flat=flat)
+    data = path.read_bytes()
+    refused = 0
+    places = [*range(80), *range(data.index(b"PK\x01\x02"), len(data))]  # what zip itself writes round the array
+    for place in places:
+        for value in {0, 1, 14, 0xFF, data[place] ^ 1} - {data[place]}:
+            path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            try:
+                np.testing.assert_array_equal(read_photometric(path).flat, flat)
+            except InputError:
+                refused += 1
+    assert refused > len(places)
+
+
 def test_a_flipped_byte_in_a_field_is_refused(tmp_path: Path):
     path = tmp_path / "x.npz"
     write_photometric(path, Photometric(flat=part((60, 80))))
@@ -253,6 +345,8 @@ def test_a_flipped_byte_in_a_field_is_refused(tmp_path: Path):
         {"flat": np.ones((4, 4), np.int64)},
         {"flat": np.zeros((4, 4), np.float32)},
         {"patch": np.zeros(3)},
+        {"patch": np.float64(1)},
+        {"patch": np.array([np.inf, 0, 2, 2, 0.8, 0.5, 2.0])},
         {"dark": np.array([{"an": "object"}])},
     ],
 )

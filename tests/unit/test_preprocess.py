@@ -57,6 +57,35 @@ def test_a_gradient_shrinks_to_the_closed_form_where_nothing_is_registered(regio
     np.testing.assert_allclose(to_batch(image, 8, view, None)[0, 0], wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "side", "line_px"), [((200, 2000), 256, 4), ((460, 1130), 512, 1), ((240, 1000), 256, 2)]
+)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_line_across_a_narrow_frame_counts_wherever_it_lies(shape, side, line_px, turned, dtype):
+    """One side is shorter than the view, the other shrinks: every pixel of it still has its share."""
+    height, width = shape
+    full_scale = 255 if dtype == np.uint8 else 1
+    for place in range(width // 2, width // 2 + 12):
+        image = np.full((height, width), 0.2 * full_scale, dtype)
+        image[:, place : place + line_px] = full_scale
+        image = np.ascontiguousarray(image.T) if turned else image
+        seen = to_batch(image, 8, View(side, side, colour=False, reference_size=image.shape), None)[0, 0]
+        across = seen if turned else seen.T  # (side, side), the line along its rows
+        np.testing.assert_allclose(np.ptp(across, axis=1), 0.0, atol=1e-6)
+        contrast = (across[:, 0] - 0.2).sum() / 0.8
+        assert contrast == pytest.approx(line_px * side / width, abs=3e-6 if dtype == np.float32 else 4 / 255)
+
+
+def test_a_narrow_frame_is_averaged_along_one_side_and_interpolated_along_the_other():
+    view = View(32, 8, colour=False, reference_size=(16, 32))
+    image = np.random.default_rng(2).uniform(0, 1, (16, 32)).astype(np.float32)
+    means = image.reshape(16, 8, 4).mean(axis=2)  # (16, 8)
+    places = np.clip((np.arange(32) + 0.5) / 2 - 0.5, 0, 15)
+    wanted = np.stack([np.interp(places, np.arange(16), column) for column in means.T], axis=1)
+    np.testing.assert_allclose(to_batch(image, 8, view, None)[0, 0], wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("region", [None, Rectangle(32, 24, 64, 48)])
 @pytest.mark.parametrize("angle_deg", [0.0, 30.0, -135.0])
 @pytest.mark.parametrize("side", [24, 48, 96])  # reduced by 4 to 1 before the warp

@@ -21,6 +21,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from calibration.condition import ConditionLimits
 from calibration.errors import RecipeError
+from calibration.images import encode_png
 from calibration.preprocess import Rectangle, View
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from calibration.recipe_file import FOR_PEOPLE, MANIFEST, MEMBERS, SEAL, members_digest
@@ -101,16 +102,21 @@ def with_manifest(data: bytes, change: Callable[[dict[str, Any]], None]) -> byte
 
 def with_member(data: bytes, name: str, *, replace: bool = False, **values: Any) -> bytes:
     """Return the recipe with values in one JSON member, in place of what it held or beside it, sealed anew."""
-    members = unpacked(data)
-    content = json.dumps(values if replace else {**json.loads(members[name]), **values}).encode()
-    changed = packed({**members, name: content})
+    return with_content(
+        data, {name: json.dumps(values if replace else {**json.loads(unpacked(data)[name]), **values}).encode()}
+    )
+
+
+def with_content(data: bytes, contents: dict[str, bytes]) -> bytes:
+    """Return the recipe with other members of these names, sealed anew."""
 
     def listed_anew(manifest: dict[str, Any]) -> None:
         listed = manifest["members"]
-        listed[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest["digest"] = members_digest(listed, [other for other in listed if other not in FOR_PEOPLE])
+        for name, content in contents.items():
+            listed[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["digest"] = members_digest(listed, [name for name in listed if name not in FOR_PEOPLE])
 
-    return with_manifest(changed, listed_anew)
+    return with_manifest(packed({**unpacked(data), **contents}), listed_anew)
 
 
 def link(name: str, kind: bytes, target: str = "thresholds.json") -> tarfile.TarInfo:
@@ -212,6 +218,41 @@ def test_thresholds_from_before_they_told_their_good_scores_read_as_none(data: b
 def test_half_a_statement_on_the_good_scores_is_refused(data: bytes, written, change):
     with pytest.raises(RecipeError):
         read_recipe(written(with_member(data, "thresholds.json", **change)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"map": 0},
+        {"map": -1.0},
+        {"score": 10**400},
+        {"false_reject_rate": -0.01},
+        {"rate_upper_bound": 5.0},
+    ],
+)
+def test_thresholds_that_cannot_be_are_refused(data: bytes, written, change):
+    with pytest.raises(RecipeError, match=r"x\.recipe: a member does not hold what format 3 says"):
+        read_recipe(written(with_member(data, "thresholds.json", **change)))
+
+
+@pytest.mark.parametrize("size", [(30, 40), (1, 1), (6, 5000)])
+def test_a_reference_of_another_size_than_the_view_is_refused(data: bytes, written, size):
+    image = encode_png(bracket(size) if min(size) > 1 else np.full(size, 128, np.uint8))
+    weight = encode_png(np.full(size, 255, np.uint8))
+    changed = with_content(data, {"reference.png": image, "weight.png": weight})
+    with pytest.raises(RecipeError, match=rf"reference\.png: \({size[0]}, {size[1]}\) for a view of \(60, 80\) found"):
+        read_recipe(written(changed))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 100), (6, 5000)])
+def test_a_reference_too_small_to_be_one_is_refused(data: bytes, written, size):
+    image, weight = (encode_png(np.full(size, level, np.uint8)) for level in (128, 255))
+    view = {**json.loads(unpacked(data)["preparation.json"])["view"], "reference_size": size}
+    changed = with_member(
+        with_content(data, {"reference.png": image, "weight.png": weight}), "preparation.json", view=view
+    )
+    with pytest.raises(RecipeError, match=r"x\.recipe: a member does not hold what format 3 says"):
+        read_recipe(written(changed))
 
 
 def test_two_graphs_and_whole_maps_come_back(tmp_path: Path):

@@ -106,7 +106,7 @@ def test_good_parts_only_give_a_page_that_asks_to_look_at_the_highest_scores():
     page = page_of(images, evaluated=False, good_scores=[0.1 * n for n in range(30)], threshold=2.75)
     files = re.findall(r'class="file">(.*?)<', section(page, "Look at these first"))
     assert files == [f"test/good/{n:03d}.png" for n in range(29, 5, -1)]
-    assert "not yet tested on a defective one. 2 of 30 good parts would have been rejected." in Page(page).text
+    assert "not yet tested on a defective one. 2 of 30 good images would have been rejected." in Page(page).text
     assert "ROC curve" not in page
 
 

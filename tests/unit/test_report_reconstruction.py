@@ -18,7 +18,7 @@ from trainer.catalogue import Ignoring, Reconstruction
 from trainer.label_limits import normal_intersection
 from trainer.metrics import ScoredImage, evaluate
 from trainer.report import ReportFacts, render_report
-from trainer.report_reconstruction import blend, insight, normals_chart, scatter, shown
+from trainer.report_reconstruction import MOST_EMBEDDED, blend, insight, map_scatters, normals_chart, scatter, shown
 from trainer.tiling import Tiled, Tiles
 from trainer.zoning import Zoned
 
@@ -155,6 +155,18 @@ def test_without_vectors_the_maps_are_embedded():
         good, crack = (np.array(spots) for _, spots in found.groups[:2])
         assert np.linalg.norm(good.mean(0) - crack.mean(0)) > 2 * max(good.std(0).max(), crack.std(0).max())
     assert insight(None, images[:5], 2.5).scatters == ()
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(300, 300), (301, 300), (599, 300), (600, 300)])
+def test_at_most_300_parts_are_embedded_evenly_spaced(monkeypatch, count: int, wanted: int):
+    seen = []
+    monkeypatch.setattr("trainer.report_reconstruction.scatter", lambda *given: seen.append(given))
+    images = [replace(part("good", n, 1.0), anomaly_map=np.full((16, 16), n, np.float32)) for n in range(count)]
+    map_scatters(images)
+    ((_, maps, labels),) = seen
+    assert len(maps) == len(labels) == wanted <= MOST_EMBEDDED
+    assert maps[0, 0] == 0 and count - 2 <= maps[-1, 0] <= count - 1
+    assert set(np.diff(maps[:, 0])) <= {1.0, 2.0}
 
 
 def test_the_normals_cross_where_the_threshold_of_labels_lies():

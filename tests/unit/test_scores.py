@@ -17,6 +17,7 @@ SCORES = Scores(
         PartScore("good/1.png", "good", "pass", "", 0.1 + 0.2, 1e-17),
         PartScore("good/Ölfleck\n\u2028.png", "good", "reject", "score", 3.5, 7.0),
         PartScore("2.png", "", "no_verdict", "bad_frame", None, None),
+        PartScore("3.png", "", "pass", "", 0.5, 0.5, "A 17"),
     ),
 )
 
@@ -31,6 +32,11 @@ def file(tmp_path: Path) -> Path:
 def test_every_digit_and_every_name_survives_the_file(file: Path):
     assert read_scores(file) == SCORES
     assert [path.name for path in file.parent.iterdir()] == ["good.scores"]
+
+
+def test_a_line_names_its_part_only_where_it_is_known(file: Path):
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+    assert [line.get("part_id", "none") for line in lines] == ["none", "none", "none", "A 17"]
 
 
 def test_an_older_file_is_replaced(file: Path):
@@ -56,7 +62,16 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text, reason):
 
 
 @pytest.mark.parametrize(
-    "change", [{"score": "0.5"}, {"score": True}, {"map_peak": [1]}, {"label": None}, {"name": 3}, {"colour": "red"}]
+    "change",
+    [
+        {"score": "0.5"},
+        {"score": True},
+        {"map_peak": [1]},
+        {"label": None},
+        {"name": 3},
+        {"colour": "red"},
+        {"part_id": 7},
+    ],
 )
 def test_a_foreign_line_is_refused_with_file_and_line(file: Path, change):
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -69,7 +84,7 @@ def test_a_foreign_line_is_refused_with_file_and_line(file: Path, change):
 def test_a_cut_last_line_is_named_with_file_and_line(file: Path):
     text = file.read_text(encoding="utf-8")
     file.write_text(text[:-20], encoding="utf-8")
-    with pytest.raises(InputError, match=r"good\.scores:4: not a line of scores"):
+    with pytest.raises(InputError, match=r"good\.scores:5: not a line of scores"):
         read_scores(file)
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from calibration.errors import CalibrationError
 from calibration.thresholds import (
+    bound_told,
     good_parts_needed,
     median_and_deviation,
     rate_upper_bound,
@@ -201,3 +202,10 @@ def test_the_order_of_the_scores_does_not_matter_and_they_are_not_changed():
     scores = np.array([3.0, 1.0, 2.0])
     assert reject_threshold(scores, 0.25) == 3.0
     assert scores.tolist() == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("bound", "told"), [(0.0234985, "2.4%"), (0.0298067, "3.0%"), (0.030000000000000002, "3.0%"), (0.0004, "0.1%")]
+)
+def test_a_bound_is_told_rounded_up_so_that_the_rate_is_below_it(bound, told):
+    assert bound_told(bound) == told

@@ -163,11 +163,17 @@ def test_tiles_follow_the_smallest_defect(text: str, smallest_px: float | None, 
         assert found.view == (found.rows * (256 - OVERLAP) + OVERLAP, found.columns * (256 - OVERLAP) + OVERLAP)
 
 
+def test_whole_tiles_may_enlarge_a_small_image() -> None:
+    """docs/train.md says so."""
+    assert tiles_for("auto", (256, 256), (300, 300), 6.0).view == (480, 480)
+
+
 @pytest.mark.parametrize(
     ("text", "size", "smallest_px", "named"),
     [
         ("4", (256, 256), None, "COLUMNSxROWS"),
         ("0x3", (256, 256), None, "COLUMNSxROWS"),
+        ("²x3", (256, 256), None, "COLUMNSxROWS"),
         ("auto", (256, 256), None, "--smallest-defect"),
         ("off", (256, 256), 10.0, "it is for `--tiles auto`"),
         ("3x1", (256, 256), 10.0, "it is for `--tiles auto`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def test_a_polygon_covers_the_pixels_between_its_corners(tmp_path: Path) -> None
     assert zone.inside[20:50, 10:30].all()
 
 
+def test_pixels_that_the_outline_passes_are_inside(tmp_path: Path) -> None:
+    corners = [[0, 0], [8, 0], [8, 8], [0, 8]]
+    (zone,) = drawn(tmp_path, {"name": "thread", "polygon": corners})
+    wanted = np.zeros(SIZE, bool)
+    wanted[:9, :9] = True
+    np.testing.assert_array_equal(zone.inside, wanted)
+
+
 def test_a_mask_is_the_picture_beside_the_file(tmp_path: Path) -> None:
     picture = np.zeros((*SIZE, 3), np.uint8)
     picture[5:9, 7:70, 1] = 255
@@ -53,6 +62,8 @@ def test_a_mask_is_the_picture_beside_the_file(tmp_path: Path) -> None:
         ({"name": "a", "polygon": SQUARE[:2]}, "at least three corners"),
         ({"name": "a", "polygon": [[0, 0], [9, 9], [0, "9"]]}, "at least three corners"),
         ({"name": "a", "polygon": [[0, 0], [81, 0], [0, 9]]}, "outside the reference view of 80x60 px"),
+        ({"name": "a", "polygon": [[math.nan, 0], [9, 0], [0, 9]]}, "outside the reference view of 80x60 px"),
+        ({"name": "a", "polygon": [[0, 0], [9, 0], [0, 10**400]]}, "outside the reference view of 80x60 px"),
         ({"name": "a", "polygon": SQUARE, "factor": 0}, "factor: 0 found, need 0.1 to 10"),
         ({"name": "a", "polygon": SQUARE, "factor": True}, "factor: True found"),
         ({"name": "a", "polygon": SQUARE, "factor": 2, "ignore": True}, "no factor beside true"),
