@@ -106,9 +106,26 @@ def test_the_takt_and_what_steps_are_worth_pick_their_number(monkeypatch, engine
     monkeypatch.setattr(search, "worthwhile", lambda *_: 9)
     monkeypatch.setattr(search, "engine_times_ms", times_ms)
     decided = pick_steps(found, Detector(found), images(), engine_ms, silent)
-    assert timed == [0, 4]
+    assert timed == [0, 4, steps][: 2 + (steps > 0)]
     assert found.inversion.steps == steps == len(found.inversion.first)
     assert f"search steps: {steps}," in decided
+
+
+def test_steps_that_prove_slower_than_they_promised_are_given_up(monkeypatch) -> None:
+    """Half a millisecond for each of four; from the fifth on every step takes a whole one more."""
+    found, timed = network(), []
+
+    def times_ms(engine: object, batch: object) -> list[float]:
+        steps = found.inversion.steps
+        timed.append(steps)
+        return [1.0 + 0.5 * steps + max(0, steps - 4)] * 60
+
+    monkeypatch.setattr(search, "worthwhile", lambda *_: 16)
+    monkeypatch.setattr(search, "engine_times_ms", times_ms)
+    pick_steps(found, Detector(found), images(), 5.0, silent)
+    assert timed[:3] == [0, 4, 8]
+    assert found.inversion.steps == timed[-1] > 0
+    assert 1.0 + 0.5 * timed[-1] + max(0, timed[-1] - 4) <= 5.0
 
 
 def test_what_is_decided_says_what_stopped_it() -> None:
