@@ -236,7 +236,7 @@ class _Silence:
             )
         if is_long and subscription.gate.waiting:
             wait = f"{subscription.gate.waiting} verdicts wait at the station for the first who subscribes"
-            return (*self._status.lines, f"{wait}: start the MES, else they are shown here and reach nobody else")
+            return (*self._status.lines, f"{wait}: start the MES; --take-waiting shows them here, and then nobody else")
         if not (is_long and self._away):
             return self._status.lines
         names = ", ".join(self._away)

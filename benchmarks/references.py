@@ -7,7 +7,6 @@ Settings are those of anomalib 2.7, which peers.py runs itself: features of Effi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.backbones import lite0
+from trainer.detectors.patch_memory import coreset
 from trainer.learning import Learned, Material, Method, Options, Progress, held_out_judged, in_chunks
 
 SIGMA = 4  # px, of the blur of the map at the image's size
-RATIO, NEIGHBOURS, SKETCH = 0.1, 9, 64  # PatchCore
+RATIO, NEIGHBOURS = 0.1, 9  # PatchCore
 CHANNELS, RIDGE = 100, 0.01  # PaDiM
 POOLING, VARIANCE = 4, 0.97  # DFM
 
@@ -40,7 +40,9 @@ class PatchCore(nn.Module):
 
     def learn(self, embedded: Tensor) -> None:
         """embedded: (n, 152, h', w')."""
-        memory = _centres(_rows(embedded), self.seed)
+        found = _rows(embedded)
+        entries = max(NEIGHBOURS, round(RATIO * len(found)))
+        memory = coreset(found, entries, self.seed, lambda *_: None, candidates=len(found))
         self.register_buffer("memory", memory)
         self.register_buffer("squared", (memory * memory).sum(1))
         self.register_buffer("nearest", 0.01 * self.squared.mean())
@@ -145,10 +147,9 @@ def reference(kind: Callable[[nn.Module, int], nn.Module], stages: tuple[int, ..
             (embedded,) = in_chunks(network.features, material.batch, progress, "features")
         held_out = torch.from_numpy(np.flatnonzero(material.fold == 0))
         network.learn(embedded[torch.from_numpy(np.flatnonzero(material.fold != 0))].clone())
-        unseen = held_out_judged(network, material.batch, held_out, progress)
-        network.learn(embedded.clone())
-        unseen_scores = {"good_scores": unseen.good_scores, "good_peaks": unseen.good_peaks}
-        return Learned(network.eval(), unseen.held_out, good_maps=unseen.good_maps, **unseen_scores)
+        judged = held_out_judged(network, material.batch, held_out, progress)
+        network.learn(embedded.clone())  # the same network, now from all
+        return judged
 
     return fitted
 
@@ -162,21 +163,6 @@ REFERENCES: dict[str, Method] = {
 
 def _rows(embedded: Tensor) -> Tensor:
     return embedded.permute(0, 2, 3, 1).reshape(-1, embedded.shape[1])
-
-
-def _centres(found: Tensor, seed: int) -> Tensor:
-    """Return a tenth of the patches (n, D), greedily: always the one farthest from those chosen, in a projection."""
-    generator = torch.Generator().manual_seed(seed)
-    sketch = found @ (torch.randn(found.shape[1], SKETCH, generator=generator) / math.sqrt(SKETCH))
-    squared = sketch.square().sum(1)
-    chosen = [int(torch.randint(len(found), (1,), generator=generator))]
-    distance = torch.full((len(found),), torch.inf)
-    for _ in range(max(NEIGHBOURS, round(RATIO * len(found))) - 1):
-        last = chosen[-1]
-        torch.minimum(distance, torch.addmv(squared, sketch, sketch[last], alpha=-2.0) + squared[last], out=distance)
-        distance[last] = -torch.inf
-        chosen.append(int(distance.argmax()))
-    return found[chosen].clone()
 
 
 def _blurred(maps: Tensor) -> Tensor:

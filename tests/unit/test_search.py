@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer import search
-from trainer.learning import Options
+from trainer import catalogue, search
+from trainer.learning import Material, Options
 from trainer.reconstructors.dcgan import Dcgan
 from trainer.reconstructors.gan_training import Adversaries, down
+from trainer.scorers import residual
 from trainer.search import MOST_STEPS, affordable, pick_steps, told, worthwhile
 
 SIZE = torch.Size((1, 32, 32))
@@ -126,6 +129,29 @@ def test_steps_that_prove_slower_than_they_promised_are_given_up(monkeypatch) ->
     assert timed[:3] == [0, 4, 8]
     assert found.inversion.steps == timed[-1] > 0
     assert 1.0 + 0.5 * timed[-1] + max(0, timed[-1] - 4) <= 5.0
+
+
+def test_the_scorer_learns_from_the_search_as_it_was_picked(monkeypatch) -> None:
+    found, seen = network(), []
+
+    def scorer(searching: Dcgan, material: Material, *_: object) -> nn.Module:
+        seen.append(searching.inversion.steps)
+        return residual.Residual(material.keep)
+
+    def picked(searching: Dcgan, *_: object) -> str:
+        searching.inversion.take(2)
+        return "two"
+
+    monkeypatch.setitem(catalogue.RECONSTRUCTORS, "dcgan", lambda *_: found)
+    monkeypatch.setitem(catalogue.SCORERS, "residual", scorer)
+    monkeypatch.setattr(catalogue, "pick_steps", picked)
+    material = Material(images(10), torch.ones(32, 32), np.arange(10) % 5, Path("unused"), engine_ms=20.0)
+    learned = catalogue.method("dcgan+residual")(material, OPTIONS, silent)
+    assert seen == [4, 2]
+    assert learned.decided == ("two",)
+    seen.clear()
+    assert catalogue.method("dcgan+residual")(replace(material, engine_ms=None), OPTIONS, silent).decided == ()
+    assert seen == [2]
 
 
 def test_what_is_decided_says_what_stopped_it() -> None:

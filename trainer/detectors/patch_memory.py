@@ -135,15 +135,15 @@ def top_mean(maps: Tensor, count: int) -> Tensor:
     return maps.flatten(1).topk(count, dim=1).values.mean(1)
 
 
-def coreset(found: Tensor, entries: int, seed: int, progress: Progress) -> Tensor:
+def coreset(found: Tensor, entries: int, seed: int, progress: Progress, *, candidates: int = CANDIDATES) -> Tensor:
     """Return at most `entries` patches that cover all of them: greedily, always the one farthest from those chosen.
 
-    found: (n, D) patches. Chosen in a random projection of 64 dimensions, from at most 30,000 patches drawn at random.
+    found: (n, D) patches. Chosen in a random projection of 64 dimensions, from at most `candidates` drawn at random.
     Source: PatchCore, sec. 3.2 (minimax facility location; Johnson-Lindenstrauss projection).
     """
     generator = torch.Generator().manual_seed(seed)
-    if len(found) > CANDIDATES:
-        found = found[torch.randperm(len(found), generator=generator)[:CANDIDATES].sort().values]
+    if len(found) > candidates:
+        found = found[torch.randperm(len(found), generator=generator)[:candidates].sort().values]
     entries = min(entries, len(found))
     projection = torch.randn(found.shape[1], SKETCH, generator=generator) / math.sqrt(SKETCH)
     sketch = found @ projection
