@@ -1,4 +1,4 @@
-"""What each part of patch_layout is worth: image AUROC per category of every part and every sum of parts.
+"""What each part of patch_layout is worth: image AUROC per category of every part, every sum of parts, and as weighed.
 
     python benchmarks/ablation_parts.py --data ../shared/data --out benchmarks/results/ablation_parts.csv
 
@@ -28,6 +28,7 @@ from trainer.prepared import prepared_item
 
 FOLDS = 5
 PARTS = ("memory", "gaussian", "layout")
+WEIGHED = "as shipped"  # the sum of all three, the layout as much as it explains of unseen good images
 SUMS = tuple(chosen for size in (1, 2, 3) for chosen in combinations(range(3), size))
 
 
@@ -35,12 +36,19 @@ def main() -> int:
     arguments = parsed()
     print(describe())
     categories = categories_in(arguments.data, arguments.categories)
+    weighings = [np.isin(range(3), chosen).astype(float) for chosen in SUMS]
     table: dict[str, list[float]] = {"+".join(PARTS[part] for part in chosen): [] for chosen in SUMS}
+    table[WEIGHED] = []
     for category in categories:
-        standardised, defective = scores(arguments.data / category, arguments.share, arguments.seed)
-        for (_, values), chosen in zip(table.items(), SUMS, strict=True):
-            values.append(float(roc_auc_score(defective, standardised[:, chosen].sum(1))))
-        print(category, " ".join(f"{name}: {values[-1]:.4f}" for name, values in table.items()), flush=True)
+        standardised, defective, weights = scores(arguments.data / category, arguments.share, arguments.seed)
+        for values, weighing in zip(table.values(), [*weighings, weights], strict=True):
+            values.append(float(roc_auc_score(defective, standardised @ weighing)))
+        print(
+            category,
+            f"layout counts {weights[2]:g}",
+            *(f"{name}: {values[-1]:.4f}" for name, values in table.items()),
+            flush=True,
+        )
     rows = [[name, *(f"{value:.4f}" for value in values), f"{np.mean(values):.4f}"] for name, values in table.items()]
     for row in rows:
         print("  ".join(row))
@@ -50,8 +58,8 @@ def main() -> int:
     return 0
 
 
-def scores(root: Path, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (each part's standardised score of the test images (m, 3), defective (m,))."""
+def scores(root: Path, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (each part's standardised score of the test images (m, 3), defective (m,), weights (3,))."""
     dataset = read_dataset(root)
     order = np.random.default_rng(seed).permutation(len(dataset.good))
     good = [dataset.good[index] for index in sorted(order[: round(share * len(order))])]
@@ -61,7 +69,8 @@ def scores(root: Path, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]
     assert isinstance(module, patch_layout.PatchLayout)
     raw = in_chunks(Parts(module), batches[1], lambda *_: None, "test")[0]
     standardised = (raw - module.weighing.centre) / module.weighing.scale
-    return standardised.numpy(), np.array([item.label != GOOD for item in dataset.test])
+    defective = np.array([item.label != GOOD for item in dataset.test])
+    return standardised.numpy(), defective, module.weighing.weights.numpy()
 
 
 def as_batch(items: Sequence[Item], dataset: Dataset) -> torch.Tensor:

@@ -27,6 +27,7 @@ class Options:
     weights: Path | None = None  # backbone file, for plants without PyPI
     memory_entries: int = 4000  # patch_memory, patch_layout: size of the memory
     turned: str = "auto"  # patch_layout: learn from turned copies of the good images too, auto | on | off
+    layout_weight: float | None = None  # patch_layout: of the layout, each patch part has 1; None = from good images
     epochs: int = 200  # reconstructors: at most
     patience: int = 0  # reconstructors: epochs without a better validation loss before they stop, 0 = the method's own
     latent: int = 64  # reconstructors: size of z

@@ -32,6 +32,7 @@ METHOD_OPTIONS: tuple[Chosen, ...] = (
         "auto",
         "patch_layout: learn from turned copies of the good images too.",
     ),
+    ("--layout-weight", WEIGHT, None, "patch_layout: how much the layout counts; by itself chosen from good images."),
     ("--neighbours", COUNT, 15, "deep_knn, map_knn, lof: good images that a part is compared with."),
     (
         "--defect-share",

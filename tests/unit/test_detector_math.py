@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.detectors import layout, patch_gaussian, patch_memory, turned
-from trainer.detectors.patch_layout import Weighing, held_out_scores
+from trainer.detectors.patch_layout import MOST_LAYOUT, Weighing, held_out_scores, layout_weight
 from trainer.learning import Material, Options
 
 
@@ -63,27 +63,53 @@ def test_the_grid_is_an_adaptive_average_for_every_size(height: int, width: int)
     torch.testing.assert_close(layout.Grid(height, width)(features), expected, rtol=1e-5, atol=1e-5)
 
 
+WEIGHTS = torch.tensor([1.0, 1.0, 1.8])
+
+
 def test_the_weighed_score_has_the_first_parts_mean_and_deviation_whatever_the_units() -> None:
     generator = torch.Generator().manual_seed(6)
     parts = torch.randn(60, 3, generator=generator) * torch.tensor([0.5, 40.0, 3.0]) + torch.tensor([3.0, 900.0, 30.0])
-    scores = Weighing.of(parts)(parts)
+    scores = Weighing.of(parts, WEIGHTS)(parts)
     assert float(scores.mean()) == pytest.approx(float(parts[:, 0].mean()), rel=1e-4)
     assert float(scores.std()) == pytest.approx(float(parts[:, 0].std()), rel=1e-3)
-    rescaled = Weighing.of(parts * torch.tensor([1.0, 7.0, 0.2]))(parts * torch.tensor([1.0, 7.0, 0.2]))
-    torch.testing.assert_close(rescaled, scores, rtol=1e-3, atol=1e-3)
+    other = parts * torch.tensor([1.0, 7.0, 0.2])
+    torch.testing.assert_close(Weighing.of(other, WEIGHTS)(other), scores, rtol=1e-3, atol=1e-3)
 
 
-def test_an_image_has_no_part_in_the_weights_that_score_it() -> None:
+def test_an_image_has_no_part_in_the_moments_that_score_it() -> None:
     parts = torch.randn(20, 3, generator=torch.Generator().manual_seed(7)) + 5.0
     fold = np.arange(20) % 5
-    before = held_out_scores(parts, fold)
+    before = held_out_scores(parts, WEIGHTS, fold)
     parts[3, 2] += 1.0
-    unit = Weighing.of(parts)
-    expected = (parts[3] - parts[fold != 3].mean(0)) / parts[fold != 3].std(0)
-    assert float(held_out_scores(parts, fold)[3]) == pytest.approx(
+    unit = Weighing.of(parts, WEIGHTS)
+    expected = (parts[3] - parts[fold != 3].mean(0)) / parts[fold != 3].std(0) * WEIGHTS
+    assert float(held_out_scores(parts, WEIGHTS, fold)[3]) == pytest.approx(
         float(unit.start + unit.step * expected.sum()), rel=1e-5
     )
     assert before.shape == (20,)
+
+
+def test_a_part_of_no_weight_moves_no_score() -> None:
+    parts = torch.randn(20, 3, generator=torch.Generator().manual_seed(17)) + 5.0
+    weighing = Weighing.of(parts, torch.tensor([1.0, 1.0, 0.0]))
+    changed = parts + torch.tensor([0.0, 0.0, 100.0])
+    torch.testing.assert_close(weighing(changed), weighing(parts))
+
+
+def test_the_layout_counts_as_much_as_it_explains_of_unseen_good_images() -> None:
+    generator = torch.Generator().manual_seed(18)
+    fold = np.arange(40) % 5
+    kinds = torch.randn(3, 500, generator=generator)
+    fixed = torch.randn(40, 3, generator=generator) @ kinds + 0.05 * torch.randn(40, 500, generator=generator)
+    texture = torch.randn(40, 500, generator=generator)
+    explained = [layout.held_out_residuals(vectors, fold, vectors[:0])[1] for vectors in (fixed, texture)]
+    weights = [layout_weight(share, Options()) for share in explained]
+    assert explained[0] > 0.95
+    assert weights[0] == MOST_LAYOUT
+    assert weights[1] < 0.1
+    assert layout_weight(0.6, Options()) == 1.5
+    assert layout_weight(-0.1, Options()) == 0.0
+    assert layout_weight(0.6, Options(layout_weight=0.25)) == 0.25
 
 
 def test_one_odd_image_among_twenty_does_not_widen_a_place() -> None:
@@ -209,8 +235,8 @@ def test_turned_copies_widen_what_the_layout_and_the_gaussians_take_for_good() -
     generator = torch.Generator().manual_seed(14)
     vectors, copies = torch.randn(15, 40, generator=generator), torch.randn(15, 40, generator=generator)
     fold = np.arange(15) % 5
-    none = layout.held_out_residuals(vectors, fold, copies[:0])
-    assert float(layout.held_out_residuals(vectors, fold, copies).mean()) < float(none.mean())
+    none, with_copies = (layout.held_out_residuals(vectors, fold, seen)[0] for seen in (copies[:0], copies))
+    assert float(with_copies.mean()) < float(none.mean())
     embedded = torch.randn(15, 50, 4, 4, generator=generator)
     keep = torch.ones(1, 1, 4, 4)
     narrow, wide = (

@@ -30,9 +30,14 @@ class Layout(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the residual's length."""
-        scaled = (vectors - self.mean) * self.scale
+        scaled = self.scaled(vectors)
         rest = scaled - (scaled @ self.components) @ self.components.T
         return (rest * rest).sum(1).sqrt()
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Return how far each number is from its mean over good images, in deviations, (N, D)."""
+        scaled: Tensor = (vectors - self.mean) * self.scale
+        return scaled
 
 
 class Grid(nn.Module):
@@ -58,11 +63,16 @@ def components(scaled: Tensor) -> Tensor:
     return (scaled.T.double() @ vectors[:, :k] / variances[:k].clamp(min=1e-12).sqrt()).float()
 
 
-def held_out_residuals(vectors: Tensor, fold: NDArray[np.int64], copies: Tensor) -> Tensor:
-    """Return (n,): each image's residual under the components of the other folds and of their turned copies."""
+def held_out_residuals(vectors: Tensor, fold: NDArray[np.int64], copies: Tensor) -> tuple[Tensor, float]:
+    """Return (residuals (n,), explained): what the components of the other folds, and of their turned copies, leave.
+
+    explained: share of the squared distance from the other folds' mean that their components rebuild, below 1; 0 or
+    less where they say nothing of a good image that they have not seen.
+    """
     copies_fold = np.tile(fold, len(copies) // len(fold))
-    residuals = torch.empty(len(vectors))
+    residuals, lengths = torch.empty(len(vectors)), torch.empty(len(vectors))
     for k in range(int(fold.max()) + 1):
-        others = torch.cat([vectors[fold != k], copies[copies_fold != k]])
-        residuals[fold == k] = Layout(others)(vectors[fold == k])
-    return residuals
+        layout = Layout(torch.cat([vectors[fold != k], copies[copies_fold != k]]))
+        residuals[fold == k] = layout(vectors[fold == k])
+        lengths[fold == k] = layout.scaled(vectors[fold == k]).square().sum(1).sqrt()
+    return residuals, 1.0 - float(residuals.square().sum() / lengths.square().sum().clamp(min=1e-12))

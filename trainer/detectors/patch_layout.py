@@ -2,9 +2,9 @@
 
 Each part sees what the others miss: the memory finds strange patches wherever they lie, the Gaussians usual patches at
 an unusual place, the layout faults too large or too faint for any patch. Every part's score is brought to mean 0 and
-deviation 1 over held-out good images; their sum is the score, all weights alike. One thing is chosen per product, from
-its good images: where parts lie at any angle, all three learn from turned copies too (trainer/detectors/turned.py).
-Measured in docs/detectors.md.
+deviation 1 over held-out good images; their weighted sum is the score. Two things are chosen per product, from its good
+images: how much the layout counts (`layout_weight`), and whether all three learn from turned copies too, where parts
+lie at any angle (trainer/detectors/turned.py). Measured in docs/detectors.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from trainer.detectors.turned import turned_copies
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
 
 STAGES = (1, 2, 4)  # of Lite0: 24 channels at stride 4, 40 at stride 8, 112 at stride 16
+MOST_LAYOUT = 2.0  # the layout counts no more than memory and Gaussians together
 
 
 def fit(material: Material, options: Options, progress: Progress) -> Learned:
@@ -35,29 +36,44 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     )
     memory, memory_maps = patch_memory.learned_memory(patches, material, keep, options, progress, copies=copies[1])
     count = patch_memory.top_count(keep)
-    parts = torch.stack(  # (n, 3)
-        [
-            patch_memory.top_mean(memory_maps, count),
-            patch_memory.top_mean(gaussian_maps, count),
-            held_out_residuals(vectors, material.fold, copies[2]),
-        ],
-        dim=1,
-    )
+    patch_scores = [patch_memory.top_mean(maps, count) for maps in (memory_maps, gaussian_maps)]
+    residuals, explained = held_out_residuals(vectors, material.fold, copies[2])
+    parts = torch.stack([*patch_scores, residuals], dim=1)  # (n, 3)
+    weights = torch.tensor([1.0, 1.0, layout_weight(explained, options)])
     maps = (memory_maps + gaussian_maps) / 2.0
-    module = PatchLayout(features, (memory, gaussian, Layout(torch.cat([vectors, copies[2]]))), Weighing.of(parts))
+    learned = (memory, gaussian, Layout(torch.cat([vectors, copies[2]])))
     return Learned(
-        module=module.eval(),
+        module=PatchLayout(features, learned, Weighing.of(parts, weights)).eval(),
         held_out=np.arange(len(maps)),
-        good_scores=held_out_scores(parts, material.fold).double().numpy(),
+        good_scores=held_out_scores(parts, weights, material.fold).double().numpy(),
         good_peaks=maps.flatten(1).amax(1).double().numpy(),
         good_maps=maps[:, 0].numpy(),
-        decided=_decided(len(copies[0]), options),
+        decided=(*_copies_told(len(copies[0]), options), _weight_told(weights, explained, options)),
     )
 
 
-def _decided(copies: int, options: Options) -> tuple[str, ...]:
+def layout_weight(explained: float, options: Options) -> float:
+    """Return how much the layout counts where memory and Gaussians count 1 each, 0..2, to two decimals.
+
+    As many times as its components explain more than they leave of a good image that they have not seen: a part with a
+    fixed layout is rebuilt, a texture, a part at any angle, or one of a few images is not, and there the layout knows
+    little. explained: as held_out_residuals gives it.
+    """
+    if options.layout_weight is not None:
+        return options.layout_weight
+    known = max(explained, 0.0)
+    return round(min(known / max(1.0 - known, 1e-6), MOST_LAYOUT), 2)
+
+
+def _copies_told(copies: int, options: Options) -> tuple[str, ...]:
     why = "as asked" if options.turned == "on" else "the parts lie at any angle"
     return (f"learnt from {copies} turned copies of the good images: {why}",) if copies else ()
+
+
+def _weight_told(weights: Tensor, explained: float, options: Options) -> str:
+    why = f"it explains {max(explained, 0.0):.0%} of how unseen good images differ"
+    told = f"the layout counts {float(weights[2]):g}, each of the patch parts 1: "
+    return told + (why if options.layout_weight is None else f"as asked ({why})")
 
 
 class PatchLayout(nn.Module):
@@ -94,22 +110,24 @@ class Weighing(nn.Module):
     So a score stays in deviations above a good part, and is positive, whatever the parts' units.
     """
 
-    def __init__(self, centre: Tensor, scale: Tensor, start: Tensor, step: Tensor) -> None:
+    def __init__(self, moments: tuple[Tensor, Tensor], weights: Tensor, start: Tensor, step: Tensor) -> None:
         super().__init__()
-        self.register_buffer("centre", centre)  # (3,)
-        self.register_buffer("scale", scale)  # (3,)
+        self.register_buffer("centre", moments[0])  # (3,)
+        self.register_buffer("scale", moments[1])  # (3,)
+        self.register_buffer("weights", weights)  # (3,), 0 or more
         self.register_buffer("start", start)
         self.register_buffer("step", step)
 
     @classmethod
-    def of(cls, parts: Tensor) -> Weighing:
+    def of(cls, parts: Tensor, weights: Tensor) -> Weighing:
         """Return the weighing learnt from held-out good images' scores (n, 3)."""
         centre, scale = moments(parts)
-        return cls(centre, scale, centre[0], scale[0] / moments(((parts - centre) / scale).sum(1))[1])
+        together = ((parts - centre) / scale) @ weights
+        return cls((centre, scale), weights, centre[0], scale[0] / moments(together)[1])
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Return the sum of the standardised scores, in the memory's unit."""
-        return self.start + self.step * ((scores - self.centre) / self.scale).sum(1)
+        """Return the weighted sum of the standardised scores, in the memory's unit."""
+        return self.start + self.step * ((scores - self.centre) / self.scale * self.weights).sum(1)
 
 
 class Features(nn.Module):
@@ -129,13 +147,13 @@ class Features(nn.Module):
         return [fine, torch.cat([fine[:, -stride_8.shape[1] :], coarse], dim=1), self.grid(stride_16)]
 
 
-def held_out_scores(parts: Tensor, fold: NDArray[np.int64]) -> Tensor:
-    """Return (n,) good scores, each fold weighed by what the other folds show; the unit is that of all."""
+def held_out_scores(parts: Tensor, weights: Tensor, fold: NDArray[np.int64]) -> Tensor:
+    """Return (n,) good scores, each fold standardised by what the other folds show; the unit is that of all."""
     scores = torch.empty(len(parts))
-    unit = Weighing.of(parts)
+    unit = Weighing.of(parts, weights)
     for k in range(int(fold.max()) + 1):
-        centre, scale = moments(parts[fold != k])
-        scores[fold == k] = Weighing(centre, scale, unit.start, unit.step)(parts[fold == k])
+        others = Weighing(moments(parts[fold != k]), weights, unit.start, unit.step)
+        scores[fold == k] = others(parts[fold == k])
     return scores
 
 
