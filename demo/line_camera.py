@@ -57,7 +57,7 @@ class LineCamera:
                 cv2.imwrite(str(folder / f"{trigger_id:06d}.pgm"), pixels)
                 progress("pictures", trigger_id, count)
         self.command = [
-            *(str(BUILD / "linecam"), "--interface", _free_address(), "--serial", SERIAL, "--images", str(folder)),
+            *(str(BUILD / "linecam"), "--interface", free_address(), "--serial", SERIAL, "--images", str(folder)),
             *(("--drop", ",".join(map(str, settings.lost))) if settings.lost else ()),
             *(
                 ("--late", ",".join(map(str, settings.late)), "--late-ms", f"{settings.late_ms:g}")
@@ -95,7 +95,7 @@ def before_the_camera(station: str) -> str:
     return changed
 
 
-def _free_address() -> str:
+def free_address() -> str:
     """Return a loopback address without a camera: GigE Vision has one port, so one camera has all of an address."""
     for _ in range(100):
         address = f"127.{random.randrange(1, 250)}.{random.randrange(256)}.{random.randrange(1, 255)}"

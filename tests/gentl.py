@@ -18,10 +18,11 @@ import pytest
 from node import apt_install
 from numpy.typing import NDArray
 
+from demo.line_camera import free_address
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "agent" / "gentl"
 BUILD = ROOT / "build" / "gentl"
-GVCP_PORT = 3956
 PACKAGES = ("libaravis-dev", "libusb-1.0-0-dev", "gcc", "pkg-config", "make")
 WANTED = f"the GenTL producer cannot be built: run `apt-get install {' '.join(PACKAGES)}`"
 
@@ -65,20 +66,6 @@ def _tools_are_there(needs_aravis: bool) -> bool:
     if not all(shutil.which(tool) for tool in ("make", "gcc", "pkg-config")):
         return False
     return not needs_aravis or subprocess.run(["pkg-config", "--exists", "aravis-0.8"], check=False).returncode == 0
-
-
-def free_address() -> str:
-    """Return a loopback address at which no camera answers yet. GigE Vision has one port, so one camera has it all."""
-    dice = random.Random()
-    for _ in range(100):
-        address = f"127.{dice.randrange(1, 250)}.{dice.randrange(256)}.{dice.randrange(1, 255)}"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind((address, GVCP_PORT))
-            except OSError:
-                continue
-        return address
-    raise AssertionError("100 loopback addresses are taken")
 
 
 def write_picture(path: Path, pixels: NDArray[np.uint8] | NDArray[np.uint16], maximum: int | None = None) -> None:

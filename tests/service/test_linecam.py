@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from acquirer import HEIGHT, TRIGGERED, WIDTH, expected, fetched, folder_of, noise, opened, triggered
-from gentl import Linecam, free_address, linecam_program
+from gentl import Linecam, linecam_program
+
+from demo.line_camera import free_address
 
 
 @pytest.fixture
