@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def smallest_rate(n_good: int) -> float:
     return 1.0 / (n_good + 1)
 
 
-def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
+def strangers(good_scores: NDArray[np.float64], *, looks: int | None = None) -> NDArray[np.int64]:
     """Return the indices of scores, highest first, that lie too far above the others to be of good parts.
 
     good_scores: (n,); 10 % of them at most are returned, rounded up. The tail of good scores is taken to fall as an
@@ -86,8 +87,8 @@ def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
     together). Few strangers are likelier than many, which may be a kind of good parts: of the 5 % rank k has a share in
     proportion to 1 / k. A gap of less than a robust standard deviation of the scores sets nobody apart, however little
     of a chance it is. All above the gap of least chance, so weighed, are strangers; what is left is tried again, its
-    highest being of rank 1, since strangers above would make every gap of a good part count as many times as they are.
-    A heavier tail loses good parts more often.
+    highest being of rank 1, since strangers above would make every gap of a good part count as many times as they are:
+    until none is found, or `looks` times. A heavier tail loses good parts more often.
     Source: Sukhatme 1937, normalised spacings; Rosner 1975 for many outliers, largest deviation first; Holm 1979,
     weighted tests.
     """
@@ -95,7 +96,10 @@ def strangers(good_scores: NDArray[np.float64]) -> NDArray[np.int64]:
     order = np.argsort(-scores, kind="stable")
     most, found = math.ceil(MOST_STRANGERS * len(scores)), 0
     least = median_and_deviation(scores)[1] if len(scores) else 0.0
-    while more := _above_gap(scores[order[found:]], most - found, least):
+    for _ in count() if looks is None else range(looks):
+        more = _above_gap(scores[order[found:]], most - found, least)
+        if not more:
+            break
         found += more
     return order[:found]
 

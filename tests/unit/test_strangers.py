@@ -46,6 +46,19 @@ def test_the_rest_is_found_once_the_worst_are_gone() -> None:
     assert min(stranger.score for stranger in left_out) > 10.0
 
 
+def test_a_good_image_that_stands_out_only_beside_a_stranger_stays() -> None:
+    """The stranger widens what passes in all folds but its own: image 5 is of its fold."""
+    detector = Detector(100, [7], seen_at_once=1)
+
+    def learn(kept: NDArray[np.int64]) -> Learned:
+        learned = detector(kept)
+        if 7 in kept:
+            learned.good_scores[learned.held_out == 5] += 5.0
+        return learned
+
+    assert told(learn_without_strangers(100, learn, FEWEST)[2]) == [7]
+
+
 def test_more_than_a_tenth_is_never_left_out() -> None:
     defects = list(range(0, 90, 6))  # 15 of 100
     detector = Detector(100, defects, seen_at_once=8)
