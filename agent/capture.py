@@ -158,7 +158,7 @@ class PartCapture:
             waiting = len(self._open)
             if self._has_no_more or self._recorded + waiting >= self._wanted:
                 return
-            if announced.lost:
+            if announced.lost and self._is_signalled:
                 self._lose(announced.lost, TOO_LATE)
             if not announced.opens:
                 return

@@ -2,6 +2,7 @@
 
 TaktsightError
 ├── CameraError        8   the camera is gone or delivers nonsense: no verdict for its parts, reconnect
+│   ├── FrameError     -   one frame is no picture, the camera goes on: no verdict for its part, at once
 │   └── EndOfFrames    -   a finite source (a folder) has no more: stop cleanly
 ├── EngineError        9   the engine cannot load the recipe or does not reproduce its answers: stop
 ├── OutputError        8   the gate cannot be driven: fail safe
@@ -19,6 +20,14 @@ class CameraError(TaktsightError):
     """The camera is gone, or delivers something that is not a picture of the agreed kind."""
 
     exit_code = 8
+
+
+class FrameError(CameraError):
+    """What came for one trigger is no picture; the next frame may be one."""
+
+    def __init__(self, message: str, trigger_id: int) -> None:
+        super().__init__(message)
+        self.trigger_id = trigger_id
 
 
 class EndOfFrames(CameraError):

@@ -32,7 +32,7 @@ class Reason(StrEnum):
     BLURRED = "blurred"  # the fine detail of good parts is gone: focus, or motion
     NOT_REGISTERED = "not_registered"  # the part was not found where it can be judged: blank, out of view, poor fit
     OTHER_PRODUCT = "other_product"  # something is there, but not with the contour of the reference
-    BAD_FRAME = "bad_frame"  # wrong size, wrong channels, reference patch out of range
+    BAD_FRAME = "bad_frame"  # wrong size, wrong channels, reference patch out of range; a file that is no picture
     OVERRUN = "overrun"  # triggers came faster than parts can be inspected
     CAMERA_DOWN = "camera_down"  # the camera is not connected
     PAUSED = "paused"  # somebody asked the station to wait: detail says why

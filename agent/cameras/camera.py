@@ -30,7 +30,7 @@ class Camera(Protocol):
     def next_frame(self, timeout_s: float) -> Frame | None:
         """Return the next frame with pixels of our own, or None if none came within timeout_s.
 
-        Raises CameraError if the camera is gone.
+        Raises FrameError if what came for one trigger is no picture, CameraError if the camera is gone.
         """
 
     def stop(self) -> None:

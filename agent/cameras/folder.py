@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from agent.errors import CameraError, EndOfFrames
+from agent.errors import CameraError, EndOfFrames, FrameError
 from calibration.errors import InputError
 from calibration.frame import Frame
 from calibration.images import read_image
@@ -56,7 +56,7 @@ class FolderCamera:
 
         frame_id counts files from 1, so that an unreadable one leaves a gap. exposed_ns is 0: a file does not tell.
 
-        Raises CameraError naming the file if it cannot be read; the next call goes on with the next trigger.
+        Raises FrameError naming the file if it cannot be read; the next call goes on with the next trigger.
         """
         with self._changed:
             self._require_running()
@@ -84,7 +84,7 @@ def _read_frame(path: Path, *, frame_id: int, trigger_id: int) -> Frame:
     try:
         pixels = read_image(path)
     except InputError as error:
-        raise CameraError(str(error)) from error  # its text begins with the path
+        raise FrameError(str(error), trigger_id) from error  # its text begins with the path
     return Frame(
         pixels=pixels,
         frame_id=frame_id,

@@ -34,13 +34,13 @@ from typing import cast
 
 from agent.cameras.camera import NO_FRAME, Camera, SelfTriggeredCamera
 from agent.cameras.trigger import Announced
-from agent.errors import CameraError, EndOfFrames, OutputError
+from agent.errors import CameraError, EndOfFrames, FrameError, OutputError
 from agent.journal import fields
 from agent.line.batch import next_batch
 from agent.line.beat import Beat, Deliver, Hold, Inspector, Observer, OnRound, Settled
 from agent.line.errands import Answer, Errands
 from agent.line.ledger import Ledger, OpenTrigger
-from agent.line.pace import pace_of, running
+from agent.line.pace import MISSED, pace_of, running
 from agent.line.states import Event, State, StateMachine
 from agent.line.tally import Tally
 from agent.outputs.output import NoOutput, Output
@@ -53,8 +53,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05  # how soon a thread notices that it should stop
 MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
 MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
-TOO_LATE = "the trigger's source told of this part too late for a picture, or of several at once: see docs/camera.md"
-HELD_UP = "the agent came to this part too late for a picture, another one may stand there by now: see docs/camera.md"
 
 
 class Line:
@@ -195,7 +193,7 @@ class Line:
                 return
             trigger_id = self.tally.triggers + 1
             if self._open(trigger_id, announced.at_ns):
-                self._speak_for(trigger_id, Reason.FRAME_LOST, TOO_LATE)
+                self._speak_for(trigger_id, Reason.FRAME_LOST, self._pace.why_lost)
         if announced.opens and not self._has_all_parts():
             self._trigger(announced)
 
@@ -214,7 +212,7 @@ class Line:
             return
         until_ns = self._pace.until_ns(announced)
         if until_ns is not None and time.monotonic_ns() > until_ns:
-            self._speak_for(trigger_id, Reason.FRAME_LOST, HELD_UP)
+            self._speak_for(trigger_id, Reason.FRAME_LOST, MISSED)
             return
         try:
             self._camera.trigger(trigger_id, until_ns)
@@ -262,11 +260,14 @@ class Line:
         while self._comes_round("acquisition"):
             try:
                 frame = self._camera.next_frame(POLL_S)
-                self._note_camera(None)
+            except FrameError as error:
+                frame = None
+                self._speak_for(error.trigger_id, Reason.BAD_FRAME, str(error))
             except CameraError as error:
                 self._note_camera(str(error))
                 self._ended.wait(POLL_S)
                 continue
+            self._note_camera(None)
             if self._self_triggered is not None and not self._open_announced(self._self_triggered, frame):
                 continue
             if frame is not None:
@@ -362,7 +363,7 @@ class Line:
     def _act(self, verdict: Verdict, entry: OpenTrigger) -> None:
         """Tell the gate; one that cannot be told rests at divert, and the station fails safe."""
         try:
-            action = line_action(verdict.outcome, self._beat.on_no_verdict)
+            action = line_action(verdict, self._beat.on_no_verdict)
             self._output.act(verdict.trigger_id, action, entry.opened_ns)
         except OutputError as error:
             self.hold(Reason.HALTED, f"the output cannot be driven: {error}")

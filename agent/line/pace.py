@@ -12,11 +12,18 @@ and none is pictured after its deadline.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from agent.cameras.trigger import Announced, TriggerSource
 from agent.line.beat import Beat
+
+log = logging.getLogger(__name__)
+
+MOST_MISSED = 1000  # parts that a clock which was put aside tells of: a PLC's counter may go as far at once
+MISSED = "the agent came to this part too late for a picture, another one may stand there by now: see docs/camera.md"
+TOLD_LATE = "the trigger's source told of this part too late for a picture, or of several at once: see docs/camera.md"
 
 
 class Pace:
@@ -28,6 +35,7 @@ class Pace:
     next_ns: int | None = None  # when to ask again at the latest, time.monotonic_ns(); None: `wake` says so, or nobody
     within_ns: int | None = None  # how long after it may have come a part can be pictured; None: nobody knows
     most_ns: int | None = None  # and so long after it was announced; None: within_ns is all
+    why_lost = MISSED  # what is said of parts that are announced as lost
 
     def start(self, wake: Callable[[], object]) -> None:
         """Begin; wake is called when there is something to take. Raises CameraError if the signal cannot be had."""
@@ -66,7 +74,7 @@ def running(pace: Pace, wake: Callable[[], object]) -> Iterator[None]:
 
 
 class OnTheBeat(Pace):
-    """Every takt, from the first question on."""
+    """Every takt, from the first question on; a part has come when it was due, whenever it is asked for."""
 
     def __init__(self, takt_ns: int, most_ns: int | None = None) -> None:
         """most_ns: after a part has come, it is not pictured any more; None: half a takt is all."""
@@ -74,18 +82,22 @@ class OnTheBeat(Pace):
         self.within_ns, self.most_ns = takt_ns // 2, most_ns
 
     def take(self, now_ns: int) -> Announced | None:
-        """Return a part where it is time for one."""
+        """Return a part where it is time for one; one that is a takt late or more has gone by, and is lost."""
         due_ns = now_ns if self.next_ns is None else self.next_ns
         if now_ns < due_ns:
             return None
+        missed = (now_ns - due_ns) // self._takt_ns
+        if missed > MOST_MISSED:
+            log.warning("%d parts of the beat went by unseen: the last %d get their verdicts", missed, MOST_MISSED)
+            due_ns += (missed - MOST_MISSED) * self._takt_ns
         self.next_ns = due_ns + self._takt_ns
-        if self.next_ns < now_ns:  # the machine slept: keep the beat from here, never in a burst
-            self.next_ns = now_ns + self._takt_ns
-        return Announced(now_ns)
+        return Announced(due_ns, lost=1, opens=False) if missed else Announced(due_ns)
 
 
 class Signalled(Pace):
     """When a PLC or a pin says so."""
+
+    why_lost = TOLD_LATE
 
     def __init__(self, source: TriggerSource, most_ns: int | None = None) -> None:
         """most_ns: after a part was announced, it is not pictured any more; None: the source's own limit is all."""

@@ -31,7 +31,7 @@ from agent.errors import OutputError
 
 log = logging.getLogger(__name__)
 
-MOST_WAITING = 1000  # parts between camera and gate
+MOST_WAITING = 2000  # parts between camera and gate; half of them such as the beat tells of after a stall
 RETRY_NS = 500_000_000  # before a driver that failed is tried again
 NO_PART = (0, 0, False)
 LATE_NS = 5_000_000  # beyond its moment, from which a part counts as late
@@ -72,6 +72,7 @@ class Gate:
         self._now_ns = now_ns
         self._at_ns, self._pulse_ns = round(timing.at_ms * 1e6), round(timing.pulse_ms * 1e6)
         self._due: list[tuple[int, int, bool]] = []  # heap of (moment, trigger, open it)
+        self._diverts_at_ns: int | None = None  # the moment of the part that came in last, if it is diverted
         self._changed = threading.Condition()
         self._closing = False
         self._is_open = False
@@ -92,11 +93,13 @@ class Gate:
     def act(self, trigger_id: int, action: str, opened_ns: int) -> None:
         """Have the gate moved when this part is before it. Raises OutputError while the driver does not work."""
         with self._changed:
-            fault = self._fault
-            if len(self._due) >= MOST_WAITING:
-                fault = fault or f"{MOST_WAITING} parts wait for their moment: is output.at_ms right?"
-            else:
-                heapq.heappush(self._due, (opened_ns + self._at_ns, trigger_id, action == "accept"))
+            fault, moment_ns, opens = self._fault, opened_ns + self._at_ns, action == "accept"
+            if opens or fault or moment_ns != self._diverts_at_ns:  # parts lost at one moment wait as one
+                if len(self._due) >= MOST_WAITING:
+                    fault = fault or f"{MOST_WAITING} parts wait for their moment: is output.at_ms right?"
+                else:
+                    heapq.heappush(self._due, (moment_ns, trigger_id, opens))
+                    self._diverts_at_ns = None if opens else moment_ns
             self._changed.notify()
         if fault:
             raise OutputError(fault)

@@ -36,7 +36,7 @@ MAX_REGIONS = 32
 MAX_DETAIL_CHARACTERS = 500
 
 LINE_ACTION_FOR_POLICY = {"reject": "divert", "pass": "accept", "stop": "divert"}
-"""What the line is told about a part without verdict, by `Origin.on_no_verdict`; `stop` also halts the station."""
+"""What the line is told about a part without verdict, by `Origin.on_no_verdict`; `stop` also ends the run."""
 
 _ABORTED = frozenset({Reason.LATE, Reason.STOPPING, Reason.OVERRUN, Reason.PAUSED, Reason.HALTED, Reason.CRASHED})
 
@@ -146,7 +146,7 @@ def verdict_message(
         "detail": verdict.detail[:MAX_DETAIL_CHARACTERS],
         "score": score,
         "threshold": threshold,
-        "lineAction": line_action(verdict.outcome, origin.on_no_verdict),
+        "lineAction": line_action(verdict, origin.on_no_verdict),
         "regions": _region_fields(verdict.regions, verdict.mm_per_px),
         "regionCount": len(verdict.regions),
         "zones": {name: _number(score) for name, score in verdict.zones.items()},
@@ -242,11 +242,14 @@ def heatmap_topic(seq: int) -> str:
     return f"heatmap/{seq}"
 
 
-def line_action(outcome: Outcome, on_no_verdict: str) -> str:
-    """Return what the line is told about the part: `accept` or `divert`."""
-    if outcome is Outcome.NO_VERDICT:
+def line_action(verdict: Verdict, on_no_verdict: str) -> str:
+    """Return what the line is told about the part: `accept` or `divert`.
+
+    A halted station passes nothing, whatever the policy: it cannot keep its promises, for as long as nobody comes.
+    """
+    if verdict.outcome is Outcome.NO_VERDICT and verdict.reason is not Reason.HALTED:
         return LINE_ACTION_FOR_POLICY[on_no_verdict]
-    return "accept" if outcome is Outcome.PASS else "divert"
+    return "accept" if verdict.outcome is Outcome.PASS else "divert"
 
 
 def _opc_fields(verdict: Verdict, origin: Origin, stamp: Stamp) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class World:
     def check(self, verdict: Verdict) -> None:
         """Check what is true of a verdict when it leaves the line, the gate having been told before."""
         trigger_id = verdict.trigger_id
-        assert self.told[trigger_id] == line_action(verdict.outcome, "reject")
+        assert self.told[trigger_id] == line_action(verdict, "reject")
         if verdict.reason is Reason.SCORE:
             assert self.said[trigger_id] == verdict.outcome
             assert verdict.decided_ns <= self.opened[trigger_id] + DEADLINE_MS * MS
@@ -299,7 +299,7 @@ class World:
                 hello = Hello(RUN, CHARGE, {}, is_first=False)
                 reader = Ring(os.dup(self.ring.descriptor))
                 self.publication = Publication(self.station, reader, self.wake, Asking(theirs), hello)
-                self.publication._skip_what_is_stored()
+                self.publication._catch_up()
             if self.dies_at == "at once":
                 raise KilledHere
             self.publication._goes_on()
@@ -440,7 +440,7 @@ def test_at_the_end_of_a_run_every_trigger_has_one_verdict_and_the_gate_was_told
             assert world.ring.pending == 0
             assert world.ring.open_triggers() == sorted(world.faulted)
             for trigger_id, message in messages.items():
-                assert world.told[trigger_id] == line_action(Outcome(message["outcome"]), "reject")
+                assert world.told[trigger_id] == message["lineAction"]
                 assert message["outcome"] != "pass" or world.said[trigger_id] == "pass"
         finally:
             world.close()
@@ -587,7 +587,7 @@ def test_with_real_threads_every_trigger_has_one_verdict_too(request: pytest.Fix
         assert sorted(verdict.trigger_id for verdict in conveyor.delivered) == triggers
         assert sorted(trigger for trigger, _ in conveyor.told) == triggers
         for verdict in conveyor.delivered:
-            assert dict(conveyor.told)[verdict.trigger_id] == line_action(verdict.outcome, policy)
+            assert dict(conveyor.told)[verdict.trigger_id] == line_action(verdict, policy)
             if verdict.outcome is not Outcome.NO_VERDICT:
                 assert conveyor.said[verdict.trigger_id] == verdict.outcome
                 assert verdict.latency_ms <= deadline_ms

@@ -13,8 +13,14 @@ from agent.line.loop import Beat, Line
 from agent.line.pipeline import Pipeline
 from agent.verdict import Reason
 from calibration.frame import Frame
+from tests.beats import be_patient
 
 MS = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    be_patient(monkeypatch)
 
 
 class Camera:

@@ -6,15 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from recipes import LEVEL, SIDE, tiny_recipe
 
+from agent.cameras.folder import FolderCamera
 from agent.cameras.simulated import SimulatedCamera
 from agent.engines.engine import EngineSettings, open_engine
 from agent.errors import CameraError, EndOfFrames
-from agent.line.beat import Observer
 from agent.line.loop import Beat, Deliver, Line, Settled, Tally
 from agent.line.pipeline import Pipeline
 from agent.outputs.camera import CameraLine
@@ -23,10 +24,18 @@ from agent.outputs.output import NoOutput
 from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
+from calibration.images import encode_png
+from tests.beats import be_patient
 from tests.broker import wait_until
 
-TAKT_MS = 60.0
+TAKT_MS = 100.0
 GOOD = np.full((SIDE, SIDE), round(LEVEL * 255), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the clock is in time for its parts is tested in test_beat.py."""
+    be_patient(monkeypatch)
 
 
 class ScriptedCamera:
@@ -298,6 +307,48 @@ def test_a_halt_is_not_softened_to_a_pause() -> None:
     assert set(range(5, 11)) <= set(said)
 
 
+class Told(NoOutput):
+    """A gate that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.actions: list[str] = []
+
+    def act(self, trigger_id: int, action: str, opened_ns: int) -> None:
+        self.actions.append(action)
+
+
+@pytest.mark.parametrize(("reason", "action"), [(Reason.HALTED, "divert"), (Reason.PAUSED, "accept")])
+def test_a_halted_line_passes_nothing_whatever_the_policy_and_a_paused_one_goes_by_it(
+    reason: Reason, action: str
+) -> None:
+    told, verdicts = Told(), []
+    beat = Beat(20.0, 20.0, on_no_verdict="pass")
+    line = Line(ScriptedCamera(), Slow(lambda frame: None), beat, collect(verdicts), output=told)
+    line.hold(reason, "the gate does not answer")
+    line.run(3)
+    assert [verdict.reason for verdict in verdicts] == [reason] * 3
+    assert told.actions == [action] * 3
+
+
+def test_a_file_that_is_no_picture_is_named_by_its_parts_verdict_at_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in (1, 2, 3)]
+    for file in files:
+        file.write_bytes(encode_png(GOOD))
+    files[1].write_bytes(b"")
+    verdicts: list[Verdict] = []
+    deadline_ms = 30_000.0
+    Line(FolderCamera(files), Slow(lambda frame: None), Beat(20.0, deadline_ms), collect(verdicts)).run(3)
+    said = {verdict.trigger_id: verdict for verdict in verdicts}
+    assert {trigger: verdict.outcome for trigger, verdict in said.items()} == {
+        1: Outcome.PASS,
+        2: Outcome.NO_VERDICT,
+        3: Outcome.PASS,
+    }
+    assert said[2].reason is Reason.BAD_FRAME
+    assert said[2].detail.startswith(f"{files[1]}: ")
+    assert said[2].latency_ms < deadline_ms
+
+
 def test_an_errand_runs_between_two_parts_and_its_answer_comes_back() -> None:
     inspecting = threading.Event()
     found: list[bool] = []
@@ -369,34 +420,6 @@ def tiny_view(side: int) -> object:
     from calibration.preprocess import View
 
     return View(SIDE, SIDE, colour=False, reference_size=(side, side))
-
-
-class Ahead:
-    """Stands in for the module `time`: it is later than it was, by what a test says."""
-
-    def __init__(self) -> None:
-        self.by_ns = 0
-
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns() + self.by_ns
-
-
-@pytest.mark.parametrize(("held_up_s", "is_pictured"), [(10, True), (31, False)])
-def test_a_part_that_the_clock_came_to_after_half_a_takt_is_not_pictured(
-    monkeypatch: pytest.MonkeyPatch, held_up_s: int, is_pictured: bool
-) -> None:
-    ahead, camera, verdicts = Ahead(), ScriptedCamera(), []
-    monkeypatch.setattr("agent.line.loop.time", ahead)
-
-    class Stall(Observer):
-        def opened(self, trigger_id: int) -> None:
-            ahead.by_ns += held_up_s * 10**9
-
-    line = Line(camera, Slow(lambda frame: None), Beat(60_000.0, 59_000.0), collect(verdicts), observer=Stall())
-    line.run(1)
-    wanted = (Outcome.PASS, Reason.SCORE) if is_pictured else (Outcome.NO_VERDICT, Reason.FRAME_LOST)
-    assert [(verdict.outcome, verdict.reason) for verdict in verdicts] == [wanted]
-    assert camera.triggered == ([1] if is_pictured else [])
 
 
 class WithLines(ScriptedCamera):

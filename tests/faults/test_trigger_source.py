@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from agent.config import read_station
 from agent.errors import CameraError
 from agent.line.beat import Beat
 from agent.line.loop import Line
+from agent.outputs.gate import Gate, GateTiming
 from agent.simulation.line import LineSettings, SimulatedLine
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.errors import SettingsError
@@ -37,6 +37,7 @@ from tests.broker import free_port, wait_until
 from tests.plant import Process
 from tests.plc import Plc, RudePlc
 from tests.recipes import SIDE, write_tiny_recipe
+from tests.verdicts import archived
 
 MS = 1_000_000
 
@@ -346,12 +347,12 @@ class Passing:
         return Verdict(frame.trigger_id, Outcome.PASS, Reason.SCORE, score=0.0, threshold=1.0)
 
 
-def run_line(announce, count=None, **line):
+def run_line(announce, count=None, output=None, **line):
     """Return the verdicts of a line whose parts `announce(source, line)` announces, in a thread of its own."""
     settled, scripted = [], Scripted()
     camera = SimulatedCamera(SimulatedLine(LineSettings(width_px=64, height_px=64, **line)))
     beat = Beat(takt_ms=400.0, deadline_ms=400.0, queue_length=4, source=scripted)
-    one = Line(camera, Passing(), beat, settled.extend)
+    one = Line(camera, Passing(), beat, settled.extend, output=output)
 
     def act():
         wait_until(lambda: one.heartbeat_ns)
@@ -454,6 +455,38 @@ def test_parts_that_are_announced_as_lost_get_their_verdict_at_once_and_in_order
     assert "too late for a picture" in verdicts[1].detail
 
 
+class Still:
+    """A gate that can be driven."""
+
+    idle_ns = 0
+
+    def drive(self, *, is_open):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_however_many_parts_have_gone_by_they_do_not_halt_a_line_with_parts_on_their_way_to_the_gate():
+    gate = Gate(Still(), GateTiming(at_ms=600_000.0, pulse_ms=100.0))
+    halted = []
+
+    def announce(source, line):
+        for number in (1, 2, 3):
+            source.put()
+            wait_until(lambda number=number: line.tally.verdicts == number)
+        source.put(lost=2500, opens=False)
+        wait_until(lambda: line.tally.verdicts == 2503)
+        source.put()
+        wait_until(lambda: line.tally.verdicts == 2504)
+        halted.append(line.held)
+
+    verdicts = run_line(announce, output=gate)
+    assert halted == [None]
+    reasons = [verdicts[number].reason for number in sorted(verdicts)]
+    assert reasons == [Reason.SCORE] * 3 + [Reason.FRAME_LOST] * 2500 + [Reason.SCORE]
+
+
 def test_a_burst_is_overrun_beyond_what_may_wait_and_a_frame_that_is_lost_is_told_at_the_deadline():
     def announce(source, line):
         source.put()
@@ -507,8 +540,7 @@ def test_a_station_gives_each_part_that_the_plc_counts_one_verdict(conveyor, tmp
             time.sleep(0.25)
     finally:
         agent.stop()
-    lines = (tmp_path / "archive" / "verdicts.jsonl").read_text().splitlines()
-    verdicts = {message["trigger"]: message["reason"] for message in map(json.loads, lines)}
+    verdicts = {message["trigger"]: message["reason"] for message in archived(tmp_path / "archive")}
     assert list(verdicts) == [1, 2, 3, 4, 5, 6]
     assert [trigger for trigger, reason in verdicts.items() if reason == "frame_lost"] == [3, 4]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent.cameras.folder import FolderCamera
-from agent.errors import CameraError, EndOfFrames
+from agent.errors import CameraError, EndOfFrames, FrameError
 from calibration.frame import Frame
 from calibration.images import encode_png, image_files
 from calibration.recording import RecordingWriter, recorded_frames
@@ -68,8 +68,9 @@ def test_an_unreadable_file_is_named_and_the_next_trigger_goes_on(files, content
     for trigger_id in (1, 2, 3):
         camera.trigger(trigger_id)
     assert camera.next_frame(0.0).frame_id == 1
-    with pytest.raises(CameraError, match=r"2\.png"):
+    with pytest.raises(FrameError, match=r"2\.png") as raised:
         camera.next_frame(0.0)
+    assert raised.value.trigger_id == 2
     after = camera.next_frame(0.0)
     assert (after.frame_id, after.trigger_id, int(after.pixels[0, 0])) == (3, 3, 30)  # a gap in frame_id
 

@@ -131,6 +131,24 @@ def test_a_part_is_taken_every_takt_and_the_first_one_at_once():
     assert Bench(Camera(), AGES_MS).run(1).recorded == 1
 
 
+def test_a_clock_that_was_put_aside_for_takts_loses_no_part_of_a_beat_of_its_own(monkeypatch):
+    class Ahead:
+        by_ns = 0
+
+        def monotonic_ns(self):
+            return time.monotonic_ns() + self.by_ns
+
+    def put_aside(_):
+        ahead.by_ns += 320 * MS
+
+    ahead, camera = Ahead(), Camera()
+    monkeypatch.setattr("agent.capture.time", ahead)
+    camera.on_trigger = put_aside
+    bench = Bench(camera, 100.0)
+    assert bench.run(3) == Captured(3, 0, was_interrupted=False)
+    assert (bench.recorded, bench.told) == ([1, 2, 3], [])
+
+
 def test_a_part_that_the_plant_announces_is_taken_and_no_other():
     source, camera = Source(), Camera()
     bench = Bench(camera, 5.0, source=source)

@@ -289,6 +289,17 @@ def test_more_parts_than_can_be_between_camera_and_gate_are_refused(gate, monkey
         one.act(3, "accept", 0)
 
 
+def test_however_many_parts_are_lost_at_one_moment_they_leave_room_for_those_that_come(gate):
+    one = gate(at_ms=100, pulse_ms=10)
+    for number in range(3):
+        one.act(number, "accept", 30 * number)
+    for number in range(3, 6000):
+        one.act(number, "divert", 65)
+    one.act(6000, "accept", 75)
+    moves = [(100, True), (110, False), (130, True), (140, False), (160, True), (165, False), (175, True), (185, False)]
+    assert one.until(190) == moves
+
+
 class FakePin:
     def __init__(self, settings):
         self.settings = settings

@@ -113,6 +113,13 @@ def test_a_part_without_verdict_follows_the_policy_of_the_station(policy, action
     assert message(unanswered(), replace(ORIGIN, on_no_verdict=policy))["lineAction"] == action
 
 
+@pytest.mark.parametrize(
+    ("reason", "action"), [(Reason.HALTED, "divert"), (Reason.PAUSED, "accept"), (Reason.CRASHED, "accept")]
+)
+def test_a_halted_station_accepts_no_part_under_any_policy(reason, action):
+    assert message(unanswered(reason), replace(ORIGIN, on_no_verdict="pass"))["lineAction"] == action
+
+
 @pytest.mark.parametrize("policy", ["reject", "pass", "stop"])
 def test_a_reject_is_diverted_and_a_pass_accepted_under_every_policy(policy):
     origin = replace(ORIGIN, on_no_verdict=policy)

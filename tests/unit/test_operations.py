@@ -28,8 +28,14 @@ from agent.verdict import Outcome, Reason
 from calibration.errors import InputError
 from calibration.frame import Frame
 from calibration.photometric import Photometric
+from tests.beats import be_patient
 
 TAKT_MS = 20.0
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    be_patient(monkeypatch)
 
 
 class EvenCamera:

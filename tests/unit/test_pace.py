@@ -1,4 +1,4 @@
-"""What gives a line its parts: the beat keeps step and never bursts; a source and a camera speak for themselves."""
+"""What gives a line its parts: the beat keeps step and forgets no part; a source and a camera speak for themselves."""
 
 from __future__ import annotations
 
@@ -28,24 +28,43 @@ class Source:
         self.calls.append("stop")
 
 
-def triggers(pace: OnTheBeat, moments: list[int]) -> list[int]:
-    """Return the moments at which it was time for a part."""
-    return [moment for moment in moments if pace.take(moment) is not None]
+def taken(pace: OnTheBeat, moments: list[int]) -> list[Announced]:
+    """Return what came at these moments, each asked until nothing more did."""
+    found = []
+    for moment in moments:
+        while (announced := pace.take(moment)) is not None:
+            found.append(announced)
+    return found
 
 
-def test_the_first_part_comes_at_once_and_the_next_ones_in_step_even_where_one_is_asked_for_late():
+def test_the_first_part_comes_at_once_and_each_has_come_when_it_was_due_however_late_it_is_asked_for():
     pace = OnTheBeat(100)
-    assert triggers(pace, [7, 50, 106, 107, 150, 212, 305, 307]) == [7, 107, 212, 307]
+    found = taken(pace, [7, 50, 106, 107, 150, 212, 305, 307])
+    assert found == [Announced(7), Announced(107), Announced(207), Announced(307)]
     assert pace.next_ns == 407
 
 
-def test_after_a_sleep_the_beat_goes_on_from_there_without_a_burst():
+def test_a_part_that_is_more_than_half_a_takt_late_can_be_pictured_no_more():
     pace = OnTheBeat(100)
-    assert triggers(pace, [7, 1000, 1001, 1099, 1100]) == [7, 1000, 1100]
+    assert [pace.until_ns(announced) for announced in taken(pace, [7, 167])] == [57, 157]
 
 
-def test_a_part_of_the_beat_is_opened_when_it_was_asked_for():
-    assert OnTheBeat(100).take(42) == Announced(42)
+def test_parts_that_a_sleep_of_takts_let_go_by_are_lost_each_at_its_moment_and_the_beat_keeps_step():
+    pace = OnTheBeat(100)
+    gone = [Announced(due, lost=1, opens=False) for due in (107, 207)]
+    assert taken(pace, [7, 357, 406, 407]) == [Announced(7), *gone, Announced(307), Announced(407)]
+
+
+def test_of_very_many_parts_that_went_by_the_last_are_told_and_the_log_has_their_number(caplog):
+    pace = OnTheBeat(100)
+    now_ns = 7 + 5000 * 100 + 30
+    first, *gone, last = taken(pace, [7, now_ns])
+    assert (first, last) == (Announced(7), Announced(now_ns - 30))
+    assert gone == [Announced(last.at_ns - number * 100, lost=1, opens=False) for number in range(1000, 0, -1)]
+    assert pace.next_ns == now_ns + 70
+    assert [record.message for record in caplog.records] == [
+        "4999 parts of the beat went by unseen: the last 1000 get their verdicts"
+    ]
 
 
 def test_a_camera_that_triggers_itself_is_never_triggered():
