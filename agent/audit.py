@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from agent.commands.log import Entry
 from agent.errors import StorageError
-from agent.ownership import give_to_owner_of, make_folder
+from agent.ownership import ANEW, make_folder, open_in, opened_folder
 from calibration.recipe import Recipe
 from calibration.recipe_file import sha256, strict_json, sync_folder
 
@@ -141,14 +141,14 @@ class AuditLog:
         folder = self.path.parent
         make_folder(folder)
         while True:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with opened_folder(folder) as opened:
+                handle = open_in(opened, FILE_NAME, os.O_RDWR | os.O_CREAT)
             with os.fdopen(handle, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 ours = os.fstat(file.fileno())
                 if not self.path.exists() or self.path.stat().st_ino != ours.st_ino:
                     continue
                 if ours.st_size == 0:
-                    give_to_owner_of(folder, file.fileno())
                     sync_folder(folder)
                 yield file
                 return
@@ -183,11 +183,11 @@ class AuditLog:
 
     def _write_anew(self, line: bytes) -> None:
         """Begin a new file; that of before becomes the older one."""
-        self.path.replace(self._older)
-        with self.path.open("xb") as file:
-            give_to_owner_of(self.path.parent, file.fileno())
-            _write(file, line)
-        sync_folder(self.path.parent)
+        with opened_folder(self.path.parent) as folder:
+            os.replace(FILE_NAME, OLDER_NAME, src_dir_fd=folder, dst_dir_fd=folder)
+            with os.fdopen(open_in(folder, FILE_NAME, ANEW), "wb") as file:
+                _write(file, line)
+            os.fsync(folder)
 
 
 def _write(file: BinaryIO, line: bytes) -> None:

@@ -82,6 +82,7 @@ def control(root: Path, package: str, engine: str, machine: str) -> None:
         "version": VERSION,
         "machine": machine,
         "engine": engine,
+        "others": ", ".join(f"{NAME}-{other}" for other in ENGINES if other != engine),  # by name: dpkg exchanges these
         "maintainer": maintainer(),
         "kilobytes": sum(path.stat().st_size for path in files) // 1024,
     }

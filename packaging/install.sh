@@ -2,8 +2,8 @@
 # Installs taktsight from the folder that this script lies in, without a network, as root:
 #   ./install.sh                        the agent alone, or a newer version of it
 #   ./install.sh cell7 --camera gige    and a station as a service: options as of `taktsight-agent install`
-# PREFIX (/opt/taktsight) becomes a link to an environment beside it; the one before stays, and to go back to it run the
-# install.sh that it came with. PYTHON names an interpreter other than the system's own.
+# PREFIX (/opt/taktsight) becomes a link to an environment beside it. The one before stays, and any that a station still
+# runs from; to go back to one run the install.sh that it came with. PYTHON names an interpreter other than the system's.
 set -eu
 umask 022
 cd "$(dirname "$(readlink -f "$0")")"
@@ -13,6 +13,11 @@ say() { echo "taktsight: $*"; }
 stop() {
     say "$*" >&2
     exit 1
+}
+
+# Whether a process runs from an environment: its interpreter, or a library of it
+is_used() {
+    printf '%s/\n' "$1" "$(readlink -f "$1")" | grep -qsF -f - /proc/[0-9]*/cmdline /proc/[0-9]*/maps
 }
 
 sha256sum --check --strict --quiet SHA256SUMS || stop "files are damaged or missing: fetch the bundle again"
@@ -48,8 +53,10 @@ before=$(readlink "$prefix" || true)
 if [ "$before" != "$environment" ]; then
     ln -sfn "$environment" "$prefix.new"
     mv -T "$prefix.new" "$prefix"
-    for old in "$prefix"-[0-9]*; do
-        case $old in "$environment" | "${before:-$environment}") ;; *) rm -rf "$old" ;; esac
+    hex='[0-9a-f]'
+    for old in "$prefix"-[0-9]*-py[0-9]*-$hex$hex$hex$hex$hex$hex$hex$hex; do
+        if [ "$old" = "$environment" ] || [ "$old" = "$before" ] || [ ! -e "$old/complete" ]; then continue; fi
+        if is_used "$old"; then say "$old stays: a station runs from it"; else rm -rf "$old"; fi
     done
     say "$prefix is now $environment${before:+, before: $before}; a running station takes it over when it is restarted"
 fi

@@ -39,14 +39,22 @@ def trust(case: Case) -> Iterator[Finding]:
 
 def judging(case: Case) -> Iterator[Finding]:
     """Yield the recipe that is to judge, then how it does on this device's engine."""
+    store = _store(case)
     try:
-        name, recipe = _store(case).current()
+        name, recipe = store.current()
     except TaktsightError as error:
         yield fail(
             "recipe", str(error), "a recipe that may run here", "taktsight-agent recipes list shows what there is"
         )
         return
     yield ok("recipe", f"{name or case.station.recipe.name}: {recipe_facts(recipe)}")
+    if ended := store.ended():
+        yield warn(
+            "recipe.choice",
+            ended,
+            "a choice that holds, or none",
+            "taktsight-agent recipes list; activate the recipe that is to judge",
+        )
     yield from engine_findings(case, recipe)
 
 

@@ -43,6 +43,8 @@ class Changeover:
 
     def first(self) -> Pipeline:
         """Return the pipeline to start with. Raises what the store, the recipe and the engine raise."""
+        if ended := self._store.ended():
+            log.warning("%s", ended)
         name, recipe = self._store.current()
         if name:
             log.warning("recipe %s, as activated or commanded; station.yaml says %s", name, self._settings.recipe.name)

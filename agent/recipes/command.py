@@ -55,6 +55,8 @@ def list_command(station: Path) -> None:
             note(one.trouble)
     if state.active is None:
         say(f"active: {settings.recipes.recipe}, as {station.name} says: {_of_the_station(store)}")
+    if ended := store.ended():
+        note(ended)
     if state.threshold is not None:
         digest = state.threshold.digest[:12]
         say(f"threshold: {state.threshold.score:g} as commanded, with the recipe of digest {digest} (see commands)")

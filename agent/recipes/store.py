@@ -17,21 +17,22 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agent.errors import StorageError
-from agent.ownership import give_to_owner_of, make_folder
+from agent.ownership import make_folder, open_in, opened_folder, put
+from agent.recipes.staging import staged
 from agent.recipes.trust import Trust, outdated
 from calibration.errors import InputError, RecipeError
 from calibration.recipe import Recipe
-from calibration.recipe_file import MAX_BYTES, canonical, open_file, sha256, strict_json, sync_folder
+from calibration.recipe_file import canonical, open_file, sha256, strict_json
 
 SUFFIX = ".recipe"
-ACTIVE_FILE, LOCK_FILE, ADDING_FILE, STAGING = "active.json", ".lock", ".adding", ".staging"
+ACTIVE_FILE, LOCK_FILE, ADDING_FILE = "active.json", ".lock", ".adding"
 FORMAT = 1
 MAX_CHOICE_BYTES = 1024**2
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # as interface/command.schema.json has it
@@ -103,7 +104,7 @@ class RecipeStore:
         """station_recipe: what station.yaml says; in charge while nothing else was activated."""
         self.folder = folder
         self._trust = trust
-        self._station_recipe = station_recipe.absolute()  # the same from whatever folder a command is given
+        self._station_recipe = _placed(station_recipe)
 
     def names(self) -> list[str]:
         """Return the file stems of the recipes, sorted."""
@@ -164,16 +165,15 @@ class RecipeStore:
         """
         if NAME.fullmatch(name) is None:
             raise InputError(f"recipe name {name!r} found, need letters, digits and ._- (100 at most): add --name NAME")
-        with self._locked(ADDING_FILE), self._staged(source) as staged:
-            recipe = self._trust.read(staged)
+        with self._locked(ADDING_FILE), staged(self.folder, source) as copy:
+            recipe = self._trust.read(copy.path)
             self._check_name(name, replaces=replaces)
             prove(recipe)
             choice = _choice(name, recipe)
             with self._locked():
                 self._check_name(name, replaces=replaces)  # somebody may have activated it meanwhile
                 record(None, choice)
-                staged.replace(self.folder / f"{name}{SUFFIX}")
-                sync_folder(self.folder)
+                copy.take_in(f"{name}{SUFFIX}")
         return choice
 
     def activate(self, name: str, prove: Prove, record: Record) -> tuple[Choice | None, Choice]:
@@ -245,24 +245,45 @@ class RecipeStore:
 
     def state(self) -> State:
         """Return what was chosen for the recipe that station.yaml names now. Raises StorageError if it is damaged."""
+        state = self._stored()
+        return state if self._is_ours(state) else State(revisions=state.revisions)
+
+    def ended(self) -> str:
+        """Return what was chosen in place of a recipe that station.yaml does not name now, in words; "": nothing.
+
+        Raises StorageError if active.json is damaged.
+        """
+        state = self._stored()
+        chosen = [f"recipe {state.active.name}"] if state.active is not None else []
+        if state.threshold is not None:
+            chosen.append(f"threshold {state.threshold.score:g}")
+        if not chosen or self._is_ours(state):
+            return ""
+        return (
+            f"not used: {' and '.join(chosen)}, chosen in place of {state.instead_of}; "
+            f"station.yaml names {self._station_recipe}"
+        )
+
+    def _is_ours(self, state: State) -> bool:
+        """Return whether a choice stands in for the recipe that station.yaml names now."""
+        return state.instead_of != "" and _placed(Path(state.instead_of)) == self._station_recipe
+
+    def _stored(self) -> State:
         path = self.folder / ACTIVE_FILE
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 data = file.read(MAX_CHOICE_BYTES)
         except FileNotFoundError:
             return State()
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}: let the agent's user read it") from error
         try:
-            state = _state(strict_json(data))
+            return _state(strict_json(data))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(
                 f"{path} is damaged ({str(error)[:100]}): move it away and activate a recipe anew; which revisions ran "
                 "here is forgotten with it"
             ) from error
-        if state.instead_of != str(self._station_recipe):
-            return State(revisions=state.revisions)
-        return state
 
     def _check_age(self, recipe: Recipe, state: State) -> None:
         revision, digest = state.revisions.get(recipe.product, (0, ""))
@@ -286,35 +307,14 @@ class RecipeStore:
             return None
 
     @contextmanager
-    def _staged(self, source: Path) -> Iterator[Path]:
-        """Yield a copy of a file that nobody else writes; whatever is left of it in the end goes."""
-        staging = self.folder / STAGING
-        with suppress(FileExistsError):
-            staging.mkdir(mode=0o700)
-            give_to_owner_of(self.folder, staging)
-        if staging.is_symlink() or not staging.is_dir():
-            raise StorageError(f"{staging}: not a folder of our own: remove it")
-        for left in staging.iterdir():  # of an earlier attempt that was cut off
-            left.unlink()
-        copy = staging / f"incoming{SUFFIX}"
-        try:
-            _copy(source, copy)
-            give_to_owner_of(self.folder, copy)
-            yield copy
-        except RecipeError as error:
-            raise RecipeError(str(error).replace(str(copy), str(source))) from error
-        finally:
-            copy.unlink(missing_ok=True)
-
-    @contextmanager
     def _locked(self, name: str = LOCK_FILE) -> Iterator[None]:
         try:
             make_folder(self.folder)
-            handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with opened_folder(self.folder) as folder:
+                handle = open_in(folder, name, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}: let the agent's user write there") from error
         try:
-            give_to_owner_of(self.folder, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         except OSError as error:
@@ -327,31 +327,28 @@ class RecipeStore:
         data = canonical({**fields, "sha256": sha256(canonical(fields))}) + b"\n"
         path = self.folder / ACTIVE_FILE
         before = path.read_bytes() if path.exists() else None
-        self._put(path, data)
+        with opened_folder(self.folder) as folder:
+            put(folder, ACTIVE_FILE, data)
 
         def take_back() -> None:
-            with self._locked():
-                if before is None and path.read_bytes() == data:
-                    path.unlink()
-                    sync_folder(self.folder)
-                elif before is not None and path.read_bytes() == data:
-                    self._put(path, before)
+            with self._locked(), opened_folder(self.folder) as folder:
+                if path.read_bytes() != data:
+                    return
+                if before is not None:
+                    put(folder, ACTIVE_FILE, before)
+                else:
+                    os.unlink(ACTIVE_FILE, dir_fd=folder)
+                    os.fsync(folder)
 
         return take_back
 
-    def _put(self, path: Path, data: bytes) -> None:
-        """Write a file and let it take its place once it is on the disk."""
-        temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            give_to_owner_of(self.folder, temporary)
-            temporary.replace(path)
-            sync_folder(self.folder)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+def _placed(recipe: Path) -> Path:
+    """Return the one path of a file, whatever the folder and the links that it was named through.
+
+    The file itself may be a link: the same station.yaml names it, wherever it leads.
+    """
+    return Path(os.path.realpath(recipe.parent), recipe.name)
 
 
 def _choice(name: str, recipe: Recipe) -> Choice:
@@ -378,22 +375,3 @@ def _state(fields: dict[str, Any]) -> State:
     return State(
         str(fields["instead_of"]), choices["active"], choices["previous"], dict(fields["revisions"]), threshold
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Raises InputError if the source is no file, or larger than any recipe."""
-    try:
-        reader = open_file(source)
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror}: give the path of a recipe") from error
-    with reader:
-        left = os.fstat(reader.fileno()).st_size
-        if left > MAX_BYTES:
-            raise InputError(f"{source}: {left} bytes found, a recipe has at most {MAX_BYTES}: give another path")
-        created = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(created, "wb") as writer:
-            while left and (data := reader.read(min(left, 1024**2))):
-                writer.write(data)
-                left -= len(data)
-            writer.flush()
-            os.fsync(writer.fileno())

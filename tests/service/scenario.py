@@ -42,8 +42,9 @@ def until(holds, timeout_s: float = 30.0) -> float:
 
 
 def archived() -> list[dict]:
-    file = STATE / "archive" / "verdicts.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    folder = STATE / "archive"
+    files = [*sorted(folder.glob("verdicts-*.jsonl")), *folder.glob("verdicts.jsonl")]  # midnight may lie between
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def page_blocks() -> list[list[str]]:
@@ -142,7 +143,7 @@ def restart_and_stop() -> None:
 def others() -> None:
     facts["quiet"] = show(QUIET)
     systemctl("start", BROKEN, check=False)
-    time.sleep(3)  # longer than RestartSec
+    time.sleep(6)  # longer than RestartSec
     facts["broken"] = show(BROKEN)
     systemctl("stop", QUIET)
     shell([line for line in page_blocks()[-1] if " -f" not in line])

@@ -11,6 +11,8 @@ import pytest
 from node import QUIET, apt_install
 
 from agent.config import read_station
+from agent.errors import CameraError, EngineError, OutputError, StorageError
+from calibration.errors import MissingPackage, RecipeError, SettingsError
 from calibration.signing import make_key
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
@@ -99,6 +101,17 @@ def test_a_bare_unit_would_be_rated_worse(root):
     unit = "[Service]\nExecStart=/opt/taktsight/bin/taktsight-agent\n"
     (root / "etc/systemd/system" / TEMPLATE).write_text(unit)
     assert exposure(root) > 9
+
+
+def test_what_a_person_need_not_mend_is_tried_again_without_end():
+    lines = (SYSTEMD / TEMPLATE).read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    assert settings["Restart"] == "on-failure"
+    assert settings["StartLimitIntervalSec"] == "0"  # no limit, however long a switch or a PLC takes to boot
+    left_alone = set(map(int, settings["RestartPreventExitStatus"].split()))
+    for error in (CameraError, OutputError, EngineError, StorageError):
+        assert error.exit_code not in left_alone
+    assert left_alone == {2, SettingsError.exit_code, RecipeError.exit_code, MissingPackage.exit_code}
 
 
 @pytest.mark.parametrize(("program", "file"), [("systemd-sysusers", "sysusers"), ("systemd-tmpfiles", "tmpfiles")])

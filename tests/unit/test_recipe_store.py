@@ -18,7 +18,8 @@ from agent.audit import AuditLog
 from agent.engines.engine import EngineSettings
 from agent.errors import EngineError, StorageError
 from agent.recipes.changeover import Changeover, ChangeoverSettings
-from agent.recipes.store import ACTIVE_FILE, STAGING, ChosenThreshold, RecipeStore
+from agent.recipes.staging import STAGING
+from agent.recipes.store import ACTIVE_FILE, ChosenThreshold, RecipeStore
 from agent.recipes.trust import Trust
 from calibration.errors import InputError, RecipeError
 from calibration.photometric import Photometric
@@ -155,6 +156,55 @@ def test_another_recipe_in_station_yaml_ends_the_choice_but_not_the_protection(s
     assert stocked.reopened(other).current()[1].product == "other"
     with pytest.raises(RecipeError, match="revision 10 of flange"):
         stocked.reopened(stocked.folder / "one.recipe").current()
+
+
+@pytest.fixture
+def spelled(stocked: Bench, monkeypatch) -> list[Path]:
+    """The recipe of station.yaml as commands name it from several folders."""
+    (stocked.folder / "sub").mkdir()
+    (stocked.folder / "line").symlink_to(stocked.folder, target_is_directory=True)
+    monkeypatch.chdir(stocked.folder / "sub")
+    name = stocked.own.name
+    return [stocked.own, Path("..", name), stocked.folder / "sub" / ".." / name, stocked.folder / "line" / name]
+
+
+def test_a_choice_holds_from_whatever_folder_a_command_is_given(stocked: Bench, spelled: list[Path]) -> None:
+    for chosen_by, name in zip(spelled, ("one", "two", "one", "two"), strict=True):
+        store = stocked.reopened(chosen_by)
+        store.activate(name, nothing, nothing)
+        store.choose_threshold(THRESHOLD)
+        for asked_by in spelled:
+            assert stocked.reopened(asked_by).current()[0] == name
+            assert stocked.reopened(asked_by).state().threshold == THRESHOLD
+        if name == "two":
+            assert store.roll_back(nothing, nothing)[1].name == "one"
+
+
+def test_a_choice_that_was_stored_under_another_spelling_holds(stocked: Bench, spelled: list[Path]) -> None:
+    stocked.store.activate("two", nothing, nothing)
+    path = stocked.folder / "store" / ACTIVE_FILE
+    for spelling in spelled[2:]:
+        fields = {**json.loads(path.read_text()), "instead_of": str(spelling)}
+        del fields["sha256"]
+        path.write_bytes(canonical({**fields, "sha256": sha256(canonical(fields))}))
+        assert (stocked.active(), stocked.store.ended()) == ("two", "")
+
+
+def test_a_link_in_place_of_the_recipe_itself_is_a_recipe_of_its_own(stocked: Bench) -> None:
+    (stocked.folder / "linked.recipe").symlink_to(stocked.own)
+    stocked.store.activate("two", nothing, nothing)
+    assert stocked.reopened(stocked.folder / "linked.recipe").current()[0] == ""
+
+
+def test_a_choice_that_is_not_used_is_told_of(stocked: Bench) -> None:
+    other = stocked.recipe("other", product="other", revision=1)
+    assert stocked.reopened(other).ended() == ""
+    stocked.store.activate("two", nothing, nothing)
+    stocked.store.choose_threshold(THRESHOLD)
+    assert stocked.store.ended() == ""
+    assert stocked.reopened(other).ended() == (
+        f"not used: recipe two and threshold 0.125, chosen in place of {stocked.own}; station.yaml names {other}"
+    )
 
 
 def test_an_active_recipe_that_was_exchanged_does_not_start(stocked: Bench) -> None:
@@ -490,6 +540,22 @@ def test_a_list_says_what_judges_where_nothing_was_added(bench: Bench) -> None:
     assert f"as station.yaml says: own, revision 1, signed by {bench.key.public.key_id}, digest " in listed
     bench.own.write_bytes(b"\0" * 2000)
     assert "as station.yaml says: refused: " in typed("recipes", "list", station).output
+
+
+def test_a_choice_that_is_not_used_is_told_of_by_list_and_by_the_start(bench: Bench, caplog) -> None:
+    bench.add("one", revision=10)
+    bench.store.activate("one", nothing, nothing)
+    other = bench.recipe("other", product="own", revision=2)
+    told = f"not used: recipe one, chosen in place of {bench.own}; station.yaml names {other}"
+    station = bench.folder / "station.yaml"
+    text = STATION.replace("own.recipe", other.name).replace("pub]", f"pub], folder: {bench.store.folder}")
+    station.write_text(text)
+    listed = " ".join(typed("recipes", "list", station).output.split())
+    assert told in listed
+    assert "active: " + str(other) in listed
+    engine = EngineSettings("onnxruntime", threads=1)
+    Changeover(ChangeoverSettings(other, engine, Photometric(), bench.store.folder, bench.trust)).first()
+    assert told in caplog.messages
 
 
 def ran(bench: Bench) -> subprocess.CompletedProcess[str]:
