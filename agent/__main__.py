@@ -31,13 +31,14 @@ from agent.line.tally import KEPT_LATENCIES, Tally
 from agent.mqtt.client import MqttSettings
 from agent.notify import supervisor
 from agent.outbox.command import show_commands, show_outbox
-from agent.publishing.archive import VERDICTS
+from agent.publishing.verdict_files import verdict_files
 from agent.recipes.command import audit_command, recipes_commands
 from agent.replay import part_score, replay, replay_items, write_heatmap
 from agent.shift.report import write_shift_report
 from agent.verdict import Verdict
 from agent.watch import watch
 from calibration.console import EXIT_CODES, console, latency_table, note, progress_bars, run_command, say
+from calibration.errors import InputError
 from calibration.photometric import PHOTOMETRIC_FILE, write_photometric
 from calibration.recipe import read_recipe
 from calibration.recording import RecordingWriter
@@ -95,19 +96,22 @@ def run_command_line(station: Path, count: int | None) -> None:
             f"{undelivered.verdicts} verdicts and {undelivered.heatmaps} heatmaps wait in the outbox and go out when "
             f"the station runs again: {settings.outbox.folder}"
         )
-    if settings.archive is not None and service.watchdog_s is None:  # a service ends quickly, also after a year
-        _report(settings, settings.archive.folder, f"{settings.name}: {inspection.origin.recipe}")
     if ended.lost:
         raise StorageError(
             f"{ended.lost} verdicts could not be stored and are lost: see the alarms above, free the disk"
         )
+    if settings.archive is not None and service.watchdog_s is None:  # a service ends quickly, also after a year
+        _report(settings, settings.archive.folder, f"{settings.name}: {inspection.origin.recipe}")
 
 
 def _report(settings: Station, archive: Path, title: str) -> None:
-    """Write the report of all parts in the archive, if there are any."""
-    if (archive / VERDICTS).is_file():
-        write_shift_report(archive, archive / "report.html", title=title, deadline_ms=settings.beat.deadline_ms)
-        say(f"report: {archive / 'report.html'}")
+    """Write the report of all parts in the archive, if there are any; one that cannot be written is a note."""
+    try:
+        if verdict_files(archive):
+            write_shift_report(archive, archive / "report.html", title=title, deadline_ms=settings.beat.deadline_ms)
+            say(f"report: {archive / 'report.html'}")
+    except (InputError, OSError) as error:
+        note(f"no report: {error}")
 
 
 def _run_several(file: Path, stations: Mapping[str, Station], count: int | None) -> int:

@@ -380,6 +380,7 @@ def _archive(section: Section) -> ArchiveSettings:
         folder=_required_path(section, "folder"),
         pictures=section.choice("pictures", ("none", "rejects", "all"), "rejects"),
         max_mb=section.number("max_mb", 1000.0, minimum=1.0, maximum=1e7),
+        keep_days=section.whole("keep_days", 0, minimum=0, maximum=36_500),
     )
 
 

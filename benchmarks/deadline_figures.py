@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.line.pipeline import STAGES
+from agent.publishing.verdict_files import newest_lines
 
 PATH = "trigger to verdict"
 NOT_LOOKED_AT = ("late", "frame_lost", "overrun")  # reasons that say nothing of the part
@@ -75,7 +76,7 @@ def read_run(case: Case, folder: Path, takt_ms: float, deadline_ms: float, sampl
     counted = re.search(r"(\d+) triggers, \d+ verdicts", (folder / "agent.log").read_text(encoding="utf-8"))
     if counted is None:
         raise SystemExit(f"{folder / 'agent.log'}: the agent did not end in order")
-    lines = (folder / "archive" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = reversed(list(newest_lines(folder / "archive")))
     gate = [line.split() for line in (folder / "gate.txt").read_text(encoding="ascii").splitlines()]
     with sqlite3.connect(folder / "mes.sqlite") as database:
         mes = [row[0] for row in database.execute("SELECT trigger FROM verdict WHERE trigger IS NOT NULL")]
@@ -84,7 +85,7 @@ def read_run(case: Case, folder: Path, takt_ms: float, deadline_ms: float, sampl
         takt_ms=takt_ms,
         deadline_ms=deadline_ms,
         triggers=int(counted[1]),
-        verdicts=[json.loads(line) for line in lines],
+        verdicts=[json.loads(line) for line in lines if line],
         gate=[(int(trigger), action, float(after_ms)) for trigger, action, after_ms in gate],
         mes=mes,
         samples=samples,

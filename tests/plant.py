@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes import SIDE, write_tiny_recipe
+from verdicts import archived
 
 from calibration.preprocess import View
 
@@ -115,9 +116,7 @@ class Balance:
 
 def balance(folder: Path, consumer: str = "mes") -> Balance:
     """Compare the station's archive with the subscriber's database."""
-    lines = (folder / "archive" / "verdicts.jsonl").read_bytes().splitlines()
-    archived = [json.loads(line) for line in lines if line.endswith(b"}")]
-    stored = {(message["epoch"], message["seq"]) for message in archived}
+    stored = {(message["epoch"], message["seq"]) for message in archived(folder / "archive")}
     with sqlite3.connect(folder / f"{consumer}.sqlite") as database:
         rows = database.execute("SELECT epoch, seq, run, trigger FROM verdict").fetchall()
     received = {(epoch, seq) for epoch, seq, _, _ in rows}

@@ -1,12 +1,15 @@
-"""Verdict messages as they leave the outbox, for tests."""
+"""Verdict messages as they leave the outbox, and as the archive has them, for tests."""
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from agent.clock import Stamp
 from agent.publishing.messages import HeatmapPayload, Origin, numbered, verdict_message
+from agent.publishing.verdict_files import newest_lines
 from agent.verdict import Verdict
 
 EPOCH = "00112233aabb"
@@ -18,3 +21,9 @@ def sent(
 ) -> dict[str, Any]:
     """Return the numbered message of a verdict."""
     return numbered(verdict_message(verdict, origin, Stamp(created_utc, 0.0), heatmap), epoch=EPOCH, seq=seq)
+
+
+def archived(archive: Path) -> list[dict[str, Any]]:
+    """Return the verdicts of an archive, the oldest first; none without one, or of a line that is not all there."""
+    lines = list(newest_lines(archive)) if archive.exists() else []
+    return [json.loads(line) for line in reversed(lines) if line.endswith(b"}")]

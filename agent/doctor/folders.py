@@ -11,10 +11,13 @@ from pathlib import Path
 from agent.doctor.finding import Finding, fail, ok, warn
 from agent.doctor.machine import Account, Case, Machine
 from agent.mqtt.client import credential_files
+from agent.publishing.verdict_files import LINE_BYTES, verdict_files
 
 VOLATILE = ("tmpfs", "ramfs")
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")
 LEAST_FILES = 1000
+LEAST_DAYS = 90  # until verdict lines fill the disk
+DAY_MS = 86_400_000
 CREDENTIALS = "run/credentials"  # what systemd's LoadCredential= hands over, while the unit runs
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -38,6 +41,7 @@ def folders(case: Case) -> Iterator[Finding]:
         if case.can_ask_for(account):
             yield may_write(case, folder, account)
         yield from disk(case.machine, folder)
+    yield from growth(case)
 
 
 def readable_files(case: Case) -> Iterator[Finding]:
@@ -130,6 +134,30 @@ def disk(machine: Machine, folder: Wanted) -> Iterator[Finding]:
         yield ok(name, told)
 
 
+def growth(case: Case) -> Iterator[Finding]:
+    """Yield how long the disk takes verdict lines, with a part every takt, day and night; nothing without an archive.
+
+    Pictures are not counted: they give way.
+    """
+    archive = case.station.archive
+    if archive is None:
+        return
+    free_mb = case.machine.disk_of(_existing(archive.folder)).free_bytes / 1e6
+    daily_mb = DAY_MS / case.station.beat.takt_ms * LINE_BYTES / 1e6
+    days, needed = free_mb / daily_mb, float(LEAST_DAYS)
+    told = f"verdict lines grow by up to {daily_mb:.0f} MB a day: the disk is full in {days:.0f} days"
+    if archive.keep_days and days < needed:  # at most those and the day that goes on
+        held_mb = _lines_mb(archive.folder)
+        days, needed = (free_mb + held_mb) / daily_mb, archive.keep_days + 1.0
+        told = f"verdict lines take up to {needed * daily_mb:.0f} MB, {free_mb:.0f} MB free, {held_mb:.0f} MB used"
+    if days < needed:
+        wanted = f"room for {archive.keep_days or LEAST_DAYS} days"
+        action = "make room on the disk, or set archive.keep_days to fewer days in station.yaml"
+        yield warn("archive.growth", told, wanted, action)
+    else:
+        yield ok("archive.growth", told)
+
+
 def file_system(machine: Machine, path: Path) -> str:
     """Return the kind of file system that holds a path, "?" where the kernel does not say."""
     path = path.resolve()
@@ -165,6 +193,14 @@ def _outside_of_unit(case: Case, path: Path) -> str:
     allowed += [Path(place.lstrip("-+")) for place in facts.get("ReadWritePaths", "").split()]
     inside = any(path.resolve().is_relative_to(place.resolve()) for place in allowed)
     return "" if inside else ", ".join(str(place) for place in allowed)
+
+
+def _lines_mb(archive: Path) -> float:
+    """Return what the archive's verdict lines take."""
+    try:
+        return sum(path.stat().st_size for path in verdict_files(archive)) / 1e6
+    except OSError:  # not there yet, or not ours to read
+        return 0.0
 
 
 def _used_mb(folder: Path) -> float:

@@ -1,19 +1,26 @@
-"""What stays at the station: one JSON line per verdict, and pictures of the parts worth a second look."""
+"""What stays at the station: one JSON line per verdict, and pictures of the parts worth a second look.
+
+Nobody depends on a picture. So where the disk runs short none is written and the oldest ones go, before the outbox on
+the same disk has to use its reserve.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.publishing.verdict_files import VerdictFile
 from agent.verdict import Outcome, Verdict
 from calibration.errors import InputError
 from calibration.frame import Frame, reflectance
@@ -21,10 +28,12 @@ from calibration.heatmap import overlay
 
 log = logging.getLogger(__name__)
 
-VERDICTS = "verdicts.jsonl"
 PICTURES = "pictures"
+PARTIAL = ".partial"  # behind the name of a picture that is not all there yet
 LONGEST_SIDE = 512  # px of an archived picture
 QUALITY = 88
+SHED_BYTES = 2**20  # of pictures at a time where the disk is full
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +42,41 @@ class ArchiveSettings:
 
     folder: Path
     pictures: str = "rejects"  # none | rejects (and parts without verdict) | all
-    max_mb: float = 1000.0  # of pictures; the oldest go first, verdict lines never
+    max_mb: float = 1000.0  # of pictures; the oldest go first
+    keep_days: int = 0  # of verdict lines; 0: for ever
+
+
+def free_bytes(folder: Path) -> float:
+    """Return what the folder's disk has left; infinity where it does not say, as some network shares."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else float("inf")
 
 
 class Archive:
     """Appends verdicts; a disk that refuses is counted and logged, and never holds up the line. One thread only."""
 
-    def __init__(self, settings: ArchiveSettings) -> None:
-        """Raises InputError if the folder cannot be made."""
+    def __init__(
+        self,
+        settings: ArchiveSettings,
+        *,
+        least_free_mb: float = 0.0,
+        free_bytes: Callable[[Path], float] = free_bytes,
+    ) -> None:
+        """least_free_mb: what pictures leave of the disk to others. Raises InputError if the folder cannot be made."""
         self._settings = settings
+        self._least_free = least_free_mb * 1e6
+        self._free_bytes = free_bytes
+        self._verdicts = VerdictFile(settings.folder, settings.keep_days)
         self._pictures: deque[tuple[Path, int]] = deque()
         self._bytes = 0
         self._refusing = False
+        self._gives_way = False
         self.failures = 0  # verdicts that could not be stored, or not with all their pictures
         folder = settings.folder / PICTURES
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(f"*.jpg{PARTIAL}"):  # of a process that was killed
+                path.unlink(missing_ok=True)
             for path in sorted(folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime_ns):
                 self._remember(path, path.stat().st_size)
         except OSError as error:
@@ -67,6 +95,24 @@ class Archive:
             refusal = error
         self._note(refusal)
 
+    def make_room(self) -> None:
+        """Delete the oldest pictures, as many as the disk lacks of what they leave to others."""
+        with contextlib.suppress(OSError):  # a disk that is gone: `store` tells of it
+            lacking = self._lacking()
+            if lacking > 0 and self._shed(lacking) and not self._gives_way:
+                log.warning("archive %s: the disk runs short: the oldest pictures go", self._settings.folder)
+                self._gives_way = True
+            elif lacking < -self._least_free:  # twice of what it should have: it is over
+                self._gives_way = False
+
+    def triggers(self, run: str, most: int) -> set[int]:
+        """Return which triggers of a run are among the last `most` lines."""
+        return self._verdicts.triggers(run, most)
+
+    def _lacking(self) -> float:
+        """Return how many bytes the disk lacks of what pictures leave to others, below 0 where it has more."""
+        return self._least_free - self._free_bytes(self._settings.folder)
+
     def _store_pictures(
         self,
         names: dict[str, str],
@@ -79,6 +125,8 @@ class Archive:
         wanted = self._settings.pictures
         if wanted == "none" or (wanted == "rejects" and verdict.outcome is Outcome.PASS):
             return
+        if self._lacking() > 0:
+            raise OSError(errno.ENOSPC, f"pictures leave {self._least_free / 1e6:g} MB of the disk to others")
         stem = f"{message['epoch']}-{message['seq']:08d}"
         if verdict.picture is not None and verdict.anomaly_map is not None:
             picture = overlay(_fitted(verdict.picture, enlarge=True), verdict.anomaly_map, map_threshold)
@@ -86,31 +134,50 @@ class Archive:
         if frame is not None and frame.pixels.size:
             pixels = _fitted(reflectance(frame.pixels, frame.bit_depth), enlarge=False)
             names["frame"] = self._write(f"{stem}-frame.jpg", _gray_levels(pixels))
-        self._shed()
+        self._shed_to(self._settings.max_mb * 1e6)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with (self._settings.folder / VERDICTS).open("a+b") as file:
-            start = b"" if _ends_whole(file) else b"\n"  # half a line spoils one verdict, not the next one too
-            file.write(start + json.dumps(entry).encode() + b"\n")
+        try:
+            self._verdicts.append(entry)
+        except OSError as error:
+            if error.errno not in FULL or not self._shed(SHED_BYTES):
+                raise
+            self._verdicts.append(entry)
 
     def _write(self, name: str, picture: NDArray[np.uint8]) -> str:
         stored = picture if picture.ndim == 2 else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         _, data = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         path = self._settings.folder / PICTURES / name
         path.parent.mkdir(exist_ok=True)  # somebody may have deleted all pictures to make room
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            partial.write_bytes(data.tobytes())
+            partial.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            if error.errno in FULL:
+                self._shed(SHED_BYTES)
+            raise
         self._remember(path, len(data))
-        path.write_bytes(data.tobytes())
         return f"{PICTURES}/{name}"
 
     def _remember(self, path: Path, size: int) -> None:
         self._pictures.append((path, size))
         self._bytes += size
 
-    def _shed(self) -> None:
-        while self._bytes > self._settings.max_mb * 1e6 and self._pictures:
+    def _shed(self, size: float) -> bool:
+        """Delete the oldest pictures, `size` bytes of them at least or all; False if there was none."""
+        return bool(self._pictures) and self._shed_to(max(0.0, self._bytes - size))
+
+    def _shed_to(self, most_bytes: float) -> bool:
+        shed = False
+        while self._bytes > most_bytes and self._pictures:
             path, size = self._pictures.popleft()
             self._bytes -= size
+            shed = True
             path.unlink(missing_ok=True)
+        return shed
 
     def _note(self, refusal: OSError | cv2.error | None) -> None:
         """Count a refusal; log when refusals begin and when they are over."""
@@ -122,14 +189,6 @@ class Archive:
         elif self._refusing:
             log.warning("archive %s: written again, %d verdicts so far were not archived whole", folder, self.failures)
         self._refusing = refusal is not None
-
-
-def _ends_whole(file: BinaryIO) -> bool:
-    """Return whether the last line has its end; a power cut or a full disk leaves half a line."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return True
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def _fitted(pixels: NDArray[np.float32], *, enlarge: bool) -> NDArray[np.float32]:

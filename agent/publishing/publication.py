@@ -4,8 +4,9 @@ main thread:         ring -> outbox (numbered, durable) -> archive; status, heal
 publishers' threads: outbox -> broker
 command thread:      broker -> commands -> inspect process
 
-A record is released from the ring once the outbox has it; how far that is, is written down in the same transaction, so
-that a publish process that was killed in between is followed by one that stores nothing twice.
+A record is released from the ring once outbox and archive have it. How far the outbox is, is written down in the same
+transaction; how far the archive is, its last lines tell. So a publish process that was killed in between is followed by
+one that leaves nothing out and stores nothing twice.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from agent.line.part_log import PartLog
 from agent.mqtt.publisher import MqttPublisher, outbox_consumers
 from agent.outbox.outbox import MemoryOutbox, Outbox, Taken
 from agent.publishing.archive import Archive
-from agent.publishing.messages import Alarm, HeatmapPayload, heatmap_payload, verdict_message
+from agent.publishing.messages import Alarm, HeatmapPayload, heatmap_payload, numbered, verdict_message
 from agent.publishing.publisher import MemoryPublisher, Publisher, Undelivered
 from agent.publishing.reporter import Reporter
 from agent.sparkplug.publisher import CONSUMER as SPARKPLUG
@@ -47,6 +48,7 @@ DELIVER_AT_END_S = 5.0
 STORE_AGAIN_EVERY_S = 1.0
 POLL_MS = 50
 MOST_AT_ONCE = 64  # records taken in one transaction
+LEAST_FREE_MB = 8.0  # that archived pictures leave of their disk, beside twice the outbox's reserve
 WAIT_FOR_OUTBOX_S = 10.0  # for the publish process of the run before, which is about to end
 DIED = "the inspection ended of itself or was killed: see the station's log"
 
@@ -86,7 +88,8 @@ class Publication:
         self._clock = StationClock(began_ns=ring.began_ns)  # a publish process before this one counted from there, too
         self._outbox = _opened_outbox(station)
         self._audit = AuditLog(station.outbox.folder)
-        self._archive = None if station.archive is None else Archive(station.archive)
+        self._archive = _opened_archive(station)
+        self._archived: set[int] = set()  # triggers that a publish process before this one archived and did not release
         self._capture = FrameCapture(station.commands.captures, station.photometric)
         self._command_log = CommandLog(station.outbox.folder, station.name) if station.commands.allow else None
         self._commands = self._command_thread()
@@ -114,11 +117,11 @@ class Publication:
 
         An inspect process that ended without a word left parts without a verdict: they get theirs here.
         """
+        self._catch_up()
         for publisher in self._publishers:
             publisher.start()
         if self._commands is not None:
             self._commands.start()
-        self._skip_what_is_stored()
         self._reporter.start()
         while self._goes_on():
             self._come_round()
@@ -151,13 +154,18 @@ class Publication:
 
     def _take(self) -> bool:
         """Take records from the ring; return True if there may be more at once."""
+        if self._archive is not None:
+            self._archive.make_room()  # before the outbox has to use its reserve
         if self._read == 0:
-            records = self._ring.read(MOST_AT_ONCE)
-            self._read = len(records)
-            self._drafts = [draft for record in records if (draft := self._draft(record)) is not None]
+            self._read_on(MOST_AT_ONCE)
         if self._read == 0 or (self._refusal and time.monotonic() < self._storing_again_s):
             return False
         return self._store(self._drafts)
+
+    def _read_on(self, most: int) -> None:
+        records = self._ring.read(most)
+        self._read = len(records)
+        self._drafts = [draft for record in records if (draft := self._draft(record)) is not None]
 
     def _store(self, drafts: list[_Draft]) -> bool:
         """Store parts, archive them and let the ring forget them; where the disk refuses, halt the line."""
@@ -174,27 +182,36 @@ class Publication:
             publisher.wake()
         for draft, message in zip(drafts, messages, strict=True):
             self._keep(draft.part, message)
+        self._release()
+        return True
+
+    def _release(self) -> None:
+        """Let the ring forget what was read: it is stored and archived."""
         self._drafts = []
         self._ring.release(self._read)
         self._read = 0
-        return True
 
     def _keep(self, part: Part, message: dict[str, Any]) -> None:
         """Archive a part that is stored, record its frame where somebody asked for it, and tell the log."""
         self._part_log.note(part.verdict, part.charge.origin.recipe)
         self._reporter.note(part)
-        if self._archive is not None:
+        if self._archive is not None and part.verdict.trigger_id not in self._archived:
             self._archive.store(message, part.verdict, part.frame, part.charge.map_threshold)
         if part.is_captured and part.frame is not None:
             self._capture.take(part.frame)
 
-    def _skip_what_is_stored(self) -> None:
-        """Release what a publish process before this one has stored and did not come to release."""
+    def _catch_up(self) -> None:
+        """Archive and release what a publish process before this one has stored and did not come to archive."""
+        if self._archive is not None:
+            self._archived = self._archive.triggers(self._hello.run, 2 * MOST_AT_ONCE)
         taken = self._outbox.taken
-        if taken is not None and taken.run == self._hello.run:
-            already = taken.records - self._ring.released
-            self._ring.read(max(0, already))
-            self._ring.release(max(0, already))
+        if taken is None or taken.run != self._hello.run:
+            return
+        self._read_on(max(0, taken.records - self._ring.released))
+        first = self._outbox.last_seq - len(self._drafts) + 1
+        for seq, draft in enumerate(self._drafts, start=first):
+            self._keep(draft.part, numbered(draft.message, epoch=self._outbox.epoch, seq=seq))
+        self._release()
 
     def _draft(self, record: Record) -> _Draft | None:
         try:
@@ -312,3 +329,11 @@ def _opened_outbox(station: Station) -> Outbox | MemoryOutbox:
             if time.monotonic() >= give_up_s:
                 raise
             time.sleep(0.1)
+
+
+def _opened_archive(station: Station) -> Archive | None:
+    """Return the archive, if there is one; its pictures leave room for what the outbox takes its reserve from."""
+    if station.archive is None:
+        return None
+    reserve_mb = 0.0 if station.mqtt is None else station.outbox.reserve_mb
+    return Archive(station.archive, least_free_mb=LEAST_FREE_MB + 2.0 * reserve_mb)

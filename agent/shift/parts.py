@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.publishing.archive import VERDICTS
 from agent.publishing.messages import VERDICT_SCHEMA
+from agent.publishing.verdict_files import VERDICTS, newest_lines
 from agent.verdict import Outcome, Reason
 from calibration.errors import InputError
 
@@ -122,39 +122,49 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an archive's verdict file held."""
+    """What an archive's verdict files held."""
 
     messages: tuple[dict[str, Any], ...]  # oldest first, at most MOST_PARTS
-    n_older: int  # verdicts left out because newer ones fill the report
+    has_older: bool  # there are lines that nobody looked at, because newer ones fill the report
     n_damaged: int  # lines that are no verdict of this version
     cut_off: bool  # the last line has no end: power was cut while it was written
 
 
 def read_verdicts(archive: Path) -> Reading:
-    """Return the verdicts of an archive; damaged lines are counted and left out.
+    """Return the newest verdicts of an archive; damaged lines are counted and left out.
 
-    Raises InputError if the folder or its verdict file is missing, unreadable or without one whole verdict.
+    Raises InputError if the folder or its verdict files are missing, unreadable or without one whole verdict.
     """
     path = archive / VERDICTS
     if not archive.is_dir():
         raise InputError(f"{archive}: no such folder: give the folder that station.yaml names under archive")
-    messages: deque[dict[str, Any]] = deque(maxlen=MOST_PARTS)
-    n_whole, n_damaged, line = 0, 0, b"\n"
+    messages: deque[dict[str, Any]] = deque()
+    n_damaged, has_older, cut_off = 0, False, False
+    number = -1
     try:
-        with path.open("rb") as file:
-            for line in file:
-                message = _message(line)
-                if message is not None:
-                    messages.append(message)
-                    n_whole += 1
-                elif line.strip():
-                    n_damaged += 1
+        for number, line in enumerate(newest_lines(archive)):
+            if not line.strip():
+                continue
+            if has_older := len(messages) >= MOST_PARTS:
+                break
+            message = _message(line)
+            if message is not None:
+                messages.appendleft(message)
+            elif number == 0:  # no line end comes behind it
+                cut_off = True
+            else:
+                n_damaged += 1
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: is {archive} the archive of a station?") from error
+        raise InputError(
+            f"{error.filename or path}: {error.strerror}: is {archive} whole and yours to read?"
+        ) from error
+    if number < 0:
+        raise InputError(f"{path}: not found: is {archive} the archive of a station?")
     if not messages:
-        raise InputError(f"{path}: {n_damaged} lines, no verdict among them: nothing was inspected, or another version")
-    cut_off = not line.endswith(b"\n") and _message(line) is None
-    return Reading(tuple(messages), n_whole - len(messages), n_damaged - cut_off, cut_off)
+        raise InputError(
+            f"{path}: {n_damaged + cut_off} lines, no verdict among them: nothing was inspected, or another version"
+        )
+    return Reading(tuple(messages), has_older, n_damaged, cut_off)
 
 
 def part_of(message: Mapping[str, Any]) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.publishing.archive import VERDICTS
+from agent.publishing.verdict_files import VERDICTS
 from agent.shift.chart import strip_chart
 from agent.shift.gallery import Choice, choices, galleries, scale_bar_uri
 from agent.shift.parts import CAUSES, FATES, Part, Reading, counted, part_of, read_verdicts
@@ -54,7 +55,8 @@ def write_shift_report(
     try:
         out.write_bytes(page.encode("utf-8", errors="replace"))
     except OSError as error:
-        raise InputError(f"{out}: report not written ({error.strerror}): check that the folder exists") from error
+        action = ": make its folder, or name another" if error.errno == errno.ENOENT else ""
+        raise InputError(f"{out}: report not written ({error.strerror}){action}") from error
     return _summary([part_of(message) for message in reading.messages])
 
 
@@ -176,18 +178,15 @@ def _tile(kind: str, label: str, content: str) -> str:
 
 def _reading_notes(reading: Reading) -> list[str]:
     notes = []
-    if reading.n_older:
-        notes.append(
-            f"Only the newest {counted(len(reading.messages))} are shown; {reading.n_older:,} older verdicts stay in "
-            f"{VERDICTS}."
-        )
+    if reading.has_older:
+        notes.append(f"Only the newest {counted(len(reading.messages))} are shown; older verdicts stay in the archive.")
     if reading.cut_off:
         notes.append(
             f"The last line of {VERDICTS} is cut off, as after a power cut: that part is missing on this page."
         )
     if reading.n_damaged:
         lines = counted(reading.n_damaged, "line")
-        notes.append(f"{lines} of {VERDICTS} cannot be read and {'is' if reading.n_damaged == 1 else 'are'} left out.")
+        notes.append(f"{lines} of the archive cannot be read and {'is' if reading.n_damaged == 1 else 'are'} left out.")
     return notes
 
 

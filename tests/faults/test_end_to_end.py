@@ -9,6 +9,7 @@ import time
 import pytest
 from broker import Mosquitto, wait_until
 from plant import ROOT, balance, mes_process, station_process
+from verdicts import archived
 
 pytestmark = pytest.mark.broker
 
@@ -110,14 +111,14 @@ def test_a_command_reaches_the_line_and_its_reply_comes_back(tmp_path, broker):
     settings.write_text(settings.read_text() + "commands: {allow: [pause, resume, selftest, capture, threshold]}\n")
     agent.start()
     try:
-        archived = tmp_path / "archive" / "verdicts.jsonl"
-        wait_until(lambda: "connected" in agent.output and archived.exists(), 30)
+        archive = tmp_path / "archive"
+        wait_until(lambda: "connected" in agent.output and archived(archive), 30)
 
         def send(command, **arguments):
             return send_command(ROOT, command, arguments, issuer="planner", port=broker.port)
 
         assert send("pause", reason="new nest").message["result"] == "done"
-        wait_until(lambda: '"reason": "paused"' in (tmp_path / "archive" / "verdicts.jsonl").read_text(), 10)
+        wait_until(lambda: "paused" in {message["reason"] for message in archived(archive)}, 10)
         assert send("resume").message["result"] == "done"
         assert send("selftest").message["result"] == "done"
         assert send("threshold", score=1e300).message["result"] == "failed"

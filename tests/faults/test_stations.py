@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ import pytest
 from agent.between.stations import Patience, Stations
 from agent.notify import Supervisor
 from calibration.preprocess import View
+from tests import verdicts
 from tests.broker import wait_until
 from tests.plant import Process
 from tests.recipes import SIDE, write_tiny_recipe
@@ -212,9 +212,7 @@ def cell(tmp_path):
 
 def archived(folder: Path, name: str) -> list[dict]:
     """Return the verdicts of one station, as far as they are written."""
-    path = folder / "archive" / name / "verdicts.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith(b"}\n")]
+    return verdicts.archived(folder / "archive" / name)
 
 
 def child_of(process: Process, name: str) -> psutil.Process | None:

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from broker import Mosquitto, wait_until
 from plant import mes_process, station_process
+from verdicts import archived
 
 pytestmark = pytest.mark.broker
 
@@ -73,7 +75,11 @@ class Plant:
     def settle(self):
         """End the agent in peace and return all verdicts once the MES has them."""
         self.agent.stop(120.0)
-        stored = [json.loads(line) for line in (self.folder / "archive" / "verdicts.jsonl").read_text().splitlines()]
+        stored = archived(self.folder / "archive")
+        found = Counter((one["run"], one["trigger"]) for one in stored)
+        assert set(found.values()) == {1}
+        ends = {run: max(trigger for other, trigger in found if other == run) for run, _ in found}
+        assert set(found) == {(run, trigger) for run, last in ends.items() for trigger in range(1, last + 1)}
         wait_until(lambda: len(self.verdicts()) >= len({(one["epoch"], one["seq"]) for one in stored}), 30)
         return self.verdicts()
 
@@ -126,7 +132,8 @@ def test_a_publish_process_that_is_killed_again_and_again_costs_no_verdict_and_n
 
 
 def test_parts_under_way_when_the_inspect_process_is_killed_get_their_no_verdict(plant):
-    station = plant(camera="late: " + json.dumps(list(range(1, 2000))) + ", late_ms: 60", deadline_ms=150)
+    camera = "late: " + json.dumps(list(range(1, 2000))) + ", late_ms: 150"  # so that one or two are under way
+    station = plant(camera=camera, takt_ms=100, deadline_ms=380)
     for _ in range(3):
         before = len(station.verdicts())
         wait_until(lambda before=before: len(station.verdicts()) > before + 5, 30)

@@ -19,6 +19,7 @@ from calibration.preprocess import View
 from calibration.recipe import read_recipe
 from calibration.recording import read_recording, recorded_frames
 from calibration.scores import read_scores
+from tests import verdicts
 from tests.plc import Plc
 
 STATION = """
@@ -51,7 +52,7 @@ def images(folder: Path, count: int, level: float = LEVEL) -> Path:
     return folder
 
 
-def station(tmp_path: Path, extra: str = "", takt_ms: int = 60) -> Path:
+def station(tmp_path: Path, extra: str = "", takt_ms: int = 300) -> Path:
     view = View(SIDE, SIDE, colour=False, reference_size=(64, 64))
     write_tiny_recipe(tmp_path / "tiny.recipe", view=view)
     path = tmp_path / "station.yaml"
@@ -60,7 +61,7 @@ def station(tmp_path: Path, extra: str = "", takt_ms: int = 60) -> Path:
 
 
 def archived(tmp_path: Path) -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "archive" / "verdicts.jsonl").read_text().splitlines()]
+    return verdicts.archived(tmp_path / "archive")
 
 
 @pytest.mark.parametrize("package", ["agent", "calibration"])
@@ -197,7 +198,7 @@ def test_a_stop_signal_ends_run_with_every_trigger_answered(tmp_path: Path) -> N
     command = [sys.executable, "-m", "agent", "run", str(station(tmp_path))]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 30
-    while not (tmp_path / "archive" / "verdicts.jsonl").exists() and time.monotonic() < end:
+    while not archived(tmp_path) and time.monotonic() < end:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)

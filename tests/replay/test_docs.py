@@ -126,7 +126,7 @@ def journal_fields_are_there(command: str) -> None:
 NOT_HERE: dict[str, tuple[str, Callable[[str], None]]] = {
     r"make\b": ("builds, installs, or runs everything: too long, or needs a network", make_reads),
     r"(\S*/)?pip install\b|python3 -m venv /opt": ("needs a network", files_are_there),
-    r"apt install\b|tar xf taktsight-": ("needs what `make bundle` and `make deb` build", lambda _: None),
+    r"(?:apt install|dpkg -i)\b|tar xf taktsight-": ("needs what `make bundle` and `make deb` build", lambda _: None),
     r"taktsight-\S*/install\.sh\b": ("the same; its options are those of `install`", options_are_there),
     r"journalctl\b": ("needs the journal of a booted machine: tests/service", journal_fields_are_there),
 }

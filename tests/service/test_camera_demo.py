@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from gentl import linecam_program, producer
 from recipes import SIDE, write_tiny_recipe
+from verdicts import archived
 
 from agent.config import read_station
 from calibration.preprocess import View
@@ -53,7 +53,7 @@ def verdicts(folder: Path, text: str) -> dict[int, dict]:
     command = [sys.executable, "-m", "agent", "run", str(folder / "station.yaml"), "--count", str(PARTS)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    messages = [json.loads(line) for line in (folder / "archive" / "verdicts.jsonl").read_text().splitlines()]
+    messages = archived(folder / "archive")
     assert [message["trigger"] for message in messages] == list(range(1, PARTS + 1))
     return {message["trigger"]: message for message in messages}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from broker import wait_until
 from gentl import Linecam, producer, write_picture
 from plant import Process
 from recipes import SIDE, write_tiny_recipe
+from verdicts import archived
 
 from calibration.preprocess import View
 
@@ -32,9 +32,7 @@ cameras:
 
 def reasons(folder: Path, name: str) -> list[str]:
     """Return the reasons of one camera's verdicts in order, as far as they are written: each trigger once."""
-    path = folder / "archive" / name / "verdicts.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    messages = [json.loads(line) for line in lines if line.endswith(b"}\n")]
+    messages = archived(folder / "archive" / name)
     assert [message["trigger"] for message in messages] == list(range(1, len(messages) + 1))
     assert {message["run"] for message in messages} == {message["run"] for message in messages[:1]}
     return [message["reason"] for message in messages]

@@ -9,7 +9,7 @@ from recipes import tiny_recipe, write_tiny_recipe
 from agent.audit import AuditLog
 from agent.doctor.doctor import examine
 from agent.doctor.finding import Grade
-from agent.doctor.folders import Wanted, disk, file_system, folders, may_write, readable_files, wanted_folders
+from agent.doctor.folders import Wanted, disk, file_system, folders, growth, may_write, readable_files, wanted_folders
 from agent.doctor.machine import Account, Disk, Machine
 from agent.doctor.outbox import audit_trail, outbox, used_by
 from agent.doctor.recipe import engine_findings, inference_finding, judging, stored_recipes, thresholds_finding, trust
@@ -17,6 +17,7 @@ from agent.engines.engine import EngineSettings
 from agent.line.beat import Beat
 from agent.outbox.folder import LOCK, locked
 from agent.outbox.outbox import Outbox
+from agent.recipes.store import ChosenThreshold, RecipeStore
 from calibration.signing import make_key, read_signing_key, sign_recipe
 from calibration.thresholds import Thresholds
 from tests.machines import AGENT, DISK, case_at, grades, machine_at, only
@@ -107,6 +108,18 @@ def test_recipes_of_the_folder_that_cannot_run_are_named(tmp_path, machine, sign
     (folder / "old.recipe").write_bytes(b"nothing")
     (found,) = stored_recipes(case)
     assert (found.grade, found.found) == (Grade.WARN, "1 of 1 recipes cannot run here: old")
+
+
+def test_a_choice_that_is_not_used_is_warned_of(tmp_path, machine, signed):
+    case = case_at(tmp_path, machine, signed)
+    trust_of = case.station.recipes.trust
+    store = RecipeStore(case.station.recipes.folder, trust_of, tmp_path / "before.recipe")
+    store.choose_threshold(ChosenThreshold("d" * 64, 0.125))
+    found = only(judging(case), "recipe.choice")
+    assert found.grade is Grade.WARN
+    assert f"threshold 0.125, chosen in place of {tmp_path / 'before.recipe'}" in found.found
+    RecipeStore(case.station.recipes.folder, trust_of, tmp_path / "tiny.recipe").choose_threshold(None)
+    assert "recipe.choice" not in grades(judging(case))
 
 
 # files and folders
@@ -227,6 +240,40 @@ def test_what_is_used_already_counts_as_room(tmp_path):
     machine = machine_at(tmp_path / "root", disk_of=lambda path: Disk(98_000_000, None, False))
     (finding,) = disk(machine, outbox_at(tmp_path))
     assert (finding.grade, finding.found) == (Grade.OK, "?, 98 MB free, 2 MB used")
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "keep_days", "grade", "text"),
+    [  # at 10 Hz, 1.34 GB a day
+        (122, 0, "ok", "full in 91 days"),
+        (119, 0, "warn", "grow by up to 1339 MB a day: the disk is full in 89 days"),
+        (11, 7, "ok", "take up to 10714 MB"),
+        (10, 7, "warn", "take up to 10714 MB, 10000 MB free, 0 MB used"),
+        (122, 365, "ok", "full in 91 days"),
+    ],
+)
+def test_verdict_lines_find_room_for_three_months_or_for_as_long_as_they_are_kept(
+    tmp_path, *, free_gb, keep_days, grade, text
+):
+    machine = machine_at(tmp_path / "root", disk_of=lambda path: Disk(free_gb * GB, None, False))
+    settings = f"archive: {{folder: archive, keep_days: {keep_days}}}"
+    (finding,) = growth(case_at(tmp_path, machine, settings))
+    assert str(finding.grade) == grade
+    assert text in finding.found
+
+
+def test_verdict_lines_that_are_there_count_as_room(tmp_path):
+    machine = machine_at(tmp_path / "root", disk_of=lambda path: Disk(10 * GB, None, False))
+    case = case_at(tmp_path, machine, "archive: {folder: archive, keep_days: 7}")
+    (tmp_path / "archive").mkdir()
+    with (tmp_path / "archive" / "verdicts-2025-03-04.jsonl").open("wb") as file:
+        file.truncate(GB)
+    (finding,) = growth(case)
+    assert finding.grade is Grade.OK
+
+
+def test_a_station_without_an_archive_has_no_verdict_lines(tmp_path, machine):
+    assert list(growth(case_at(tmp_path, machine))) == []
 
 
 def test_the_innermost_mount_says_what_kind_of_disk_it_is(tmp_path):

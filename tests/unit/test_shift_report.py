@@ -14,8 +14,9 @@ import pytest
 from pages import Page
 from verdicts import sent
 
-from agent.publishing.archive import PICTURES, VERDICTS, Archive, ArchiveSettings
+from agent.publishing.archive import PICTURES, Archive, ArchiveSettings
 from agent.publishing.messages import Origin
+from agent.publishing.verdict_files import VERDICTS
 from agent.shift.chart import TIMES, strip_chart
 from agent.shift.parts import CAUSES, part_of, read_verdicts
 from agent.shift.report import percent, render_shift_report, write_shift_report
@@ -421,7 +422,7 @@ def test_damaged_lines_in_the_middle_are_counted_and_left_out(tmp_path):
     reading = read_verdicts(tmp_path)
     assert (len(reading.messages), reading.n_damaged, reading.cut_off) == (14, 7, False)
     text = Page(written(tmp_path)).text
-    assert "7 lines of verdicts.jsonl cannot be read" in text
+    assert "7 lines of the archive cannot be read" in text
     assert "1 verdict is missing" in text
 
 
@@ -430,7 +431,27 @@ def test_a_shift_longer_than_the_report_keeps_the_newest_and_says_so(tmp_path, m
     archived(tmp_path, shift())
     reading = read_verdicts(tmp_path)
     assert [message["trigger"] for message in reading.messages] == [11, 12, 13, 14, 15]
-    assert "10 older verdicts" in Page(written(tmp_path)).text
+    assert "Only the newest 5 parts are shown; older verdicts stay" in Page(written(tmp_path)).text
+
+
+def test_a_report_is_made_of_the_files_of_all_days(tmp_path):
+    archived(tmp_path, shift())
+    lines = (tmp_path / VERDICTS).read_bytes().splitlines(keepends=True)
+    (tmp_path / "verdicts-2025-03-03.jsonl").write_bytes(b"".join(lines[:5]))
+    (tmp_path / "verdicts-2025-03-03-2.jsonl").write_bytes(b"".join(lines[5:10]))
+    (tmp_path / VERDICTS).write_bytes(b"".join(lines[10:]))
+    assert [message["trigger"] for message in read_verdicts(tmp_path).messages] == list(range(1, 16))
+    (tmp_path / VERDICTS).unlink()
+    assert [message["trigger"] for message in read_verdicts(tmp_path).messages] == list(range(1, 11))
+
+
+def test_a_report_reads_no_more_lines_than_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr("agent.shift.parts.MOST_PARTS", 5)
+    archived(tmp_path, shift())
+    whole = (tmp_path / VERDICTS).read_bytes()
+    (tmp_path / VERDICTS).write_bytes(b"no verdict\n" * 1000 + whole)
+    reading = read_verdicts(tmp_path)
+    assert (len(reading.messages), reading.n_damaged, reading.has_older) == (5, 0, True)
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -460,8 +481,13 @@ def test_an_archive_without_one_whole_verdict_is_refused(tmp_path, content):
 
 
 def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="not written"):
+    with pytest.raises(InputError, match=r"not written.*make its folder"):
         write_shift_report(archived(tmp_path, shift()), tmp_path / "none" / "shift.html")
+
+
+def test_a_full_disk_is_not_blamed_on_the_folder(tmp_path):
+    with pytest.raises(InputError, match=r"not written \(No space left on device\)$"):
+        write_shift_report(archived(tmp_path, shift()), Path("/dev/full"))
 
 
 @pytest.mark.parametrize("messages", [[], [{"schema": "taktsight.verdict/9"}], [{"schema": "taktsight.verdict/1"}]])
