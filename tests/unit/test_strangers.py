@@ -53,7 +53,7 @@ def test_a_good_image_that_stands_out_only_beside_a_stranger_stays() -> None:
     def learn(kept: NDArray[np.int64]) -> Learned:
         learned = detector(kept)
         if 7 in kept:
-            learned.good_scores[learned.held_out == 5] += 5.0
+            learned.good_scores[learned.held_out == 5] += 2.0
         return learned
 
     assert told(learn_without_strangers(100, learn, FEWEST)[2]) == [7]
