@@ -43,7 +43,7 @@ def run_command(command: click.Command, name: str) -> None:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        errors.print("interrupted: nothing half-written was left behind")
+        errors.print("interrupted")
         sys.exit(INTERRUPTED)
 
 

@@ -22,6 +22,7 @@ import io
 import math
 import re
 import typing
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -33,8 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.condition import ConditionLimits
-from calibration.errors import RecipeError, TaktsightError
-from calibration.images import decode_image, encode_png
+from calibration.errors import InputError, RecipeError, TaktsightError
+from calibration.images import decode_image, encode_png, printable
 from calibration.onnx_graph import require_self_contained
 from calibration.preprocess import Rectangle, View
 from calibration.recipe_file import (
@@ -58,6 +59,8 @@ from calibration.zones import ELSEWHERE, Zones, is_zone_name
 MAX_SIDE_PX = 65_535  # of a view or a reference
 MAX_REFERENCE_PX = 2**28
 MOST_MM_PER_PX = 1000.0
+MOST_CHARACTERS = 200  # of a name
+CONTROLS = ("Cc", "Zl", "Zp")  # kinds of characters that break a line or a table
 
 Filled = TypeVar("Filled")
 
@@ -113,8 +116,9 @@ class Recipe:
 def write_recipe(path: Path, recipe: Recipe) -> str:
     """Write the recipe in one step, unsigned, and return its digest: a crash or a full disk leaves the old file.
 
-    Raises RecipeError if the file cannot be written.
+    Raises RecipeError if the file cannot be written, InputError as `check_product`.
     """
+    check_product(recipe.product)
     members = _members(recipe)
     manifest = _manifest(recipe, members)
     write_members(path, manifest, members)
@@ -142,6 +146,17 @@ def recipe_from_members(path: Path, manifest: Mapping[str, Any], members: Mappin
         raise RecipeError(
             f"{path}: a member does not hold what format {manifest['format']} says: {short(error)}"
         ) from error
+
+
+def check_product(name: str) -> None:
+    """Raises InputError for a name of a product that neither `write_recipe` nor `read_recipe` takes."""
+    if name != printable(name):
+        raise InputError(f"product {printable(name)!r} is not UTF-8, need a name that is: set the terminal to UTF-8")
+    if not 1 <= len(name) <= MOST_CHARACTERS or any(unicodedata.category(letter) in CONTROLS for letter in name):
+        raise InputError(
+            f"product {name[:MOST_CHARACTERS]!r} of {len(name)} characters found, need 1 to {MOST_CHARACTERS}, none of "
+            "them a control character: give another with --product"
+        )
 
 
 def _members(recipe: Recipe) -> dict[str, bytes]:
@@ -198,12 +213,13 @@ def _preparation(recipe: Recipe) -> dict[str, Any]:
 
 
 def _from_members(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Recipe:
+    check_product(manifest["product"])
     preparation = strict_json(members["preparation.json"])
     view = _view(preparation["view"])
     proof = _selftest(members, view)
     return Recipe(
-        product=_name(manifest["product"]),
-        detector=_name(manifest["detector"]),
+        product=str(manifest["product"]),
+        detector=_detector(manifest["detector"]),
         graph=members["detector.onnx"],
         view=view,
         reference=_reference(preparation["registration"], members, view),
@@ -355,8 +371,8 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _name(value: Any) -> str:
-    _want(isinstance(value, str) and 0 < len(value) <= 200, value)
+def _detector(value: Any) -> str:
+    _want(isinstance(value, str) and 0 < len(value) <= MOST_CHARACTERS, f"detector {value!r}")
     return str(value)
 
 

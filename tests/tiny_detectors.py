@@ -51,7 +51,7 @@ def labelled_defects(parts: np.ndarray) -> Defects:
     for part in damaged:
         row, column = generator.integers(8, 44, 2)
         part[:, row : row + 12, column : column + 12] = 0.0
-    return Defects(torch.from_numpy(damaged), ("hole",) * 6, np.array([2, 1, 0, 3, 4, 2]))
+    return Defects(torch.from_numpy(damaged), ("hole",) * 6, tuple("abcdef"), np.array([2, 1, 0, 3, 4, 2]))
 
 
 def options_for(name: str, folder: Path) -> Options:

@@ -17,12 +17,12 @@ from calibration.registration import RegistrationSettings
 from calibration.signing import make_key, public_key_file, read_signing_key, sign_recipe
 from trainer.compile import compile_command
 from trainer.method_options import with_method_options
-from trainer.options import parsed_size
+from trainer.options import Finite, parsed_size
 from trainer.race_command import race_command
 
 IMAGES = click.IntRange(min=5)  # trainer.prepared.FEWEST_GOOD, which would import torch
-PX = click.FloatRange(min=0, min_open=True)
-MM_PER_PX = click.FloatRange(min=0, max=MOST_MM_PER_PX, min_open=True)
+PX = Finite(min=0, min_open=True)
+MM_PER_PX = Finite(min=0, max=MOST_MM_PER_PX, min_open=True)
 
 
 @click.group(epilog=EXIT_CODES)
@@ -45,17 +45,15 @@ def commands() -> None:
 )
 @click.option(
     "--max-angle",
-    type=click.FloatRange(0, 180),
+    type=Finite(0, 180),
     default=180.0,
     show_default=True,
     help="Largest rotation to search, degrees.",
 )
-@click.option(
-    "--max-shift", type=click.FloatRange(min=0), help="Largest shift to search, image px; the whole view if not given."
-)
+@click.option("--max-shift", type=Finite(min=0), help="Largest shift to search, image px; the whole view if not given.")
 @click.option(
     "--max-scale-change",
-    type=click.FloatRange(0, 0.5),
+    type=Finite(0, 0.5),
     default=0.0,
     show_default=True,
     help="Size change to search; 0.1 = 10 %.",
@@ -70,12 +68,18 @@ def commands() -> None:
 @click.option("--mm-per-px", type=MM_PER_PX, help="Of the reference view: places are told in mm too.")
 @click.option(
     "--gamma",
-    type=click.FloatRange(0.01, 100),
+    type=Finite(0.01, 100),
     default=1.0,
     show_default=True,
     help="Tone curve: above 1 spreads the bright tones apart.",
 )
-@click.option("--false-reject-rate", default=0.01, show_default=True, help="Share of good parts that may be rejected.")
+@click.option(
+    "--false-reject-rate",
+    type=Finite(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of good parts that may be rejected.",
+)
 @click.option("--bit-depth", type=click.IntRange(8, 16), help="Sensor depth of 16-bit files, if below 16.")
 @click.option("--part-pattern", help="Regular expression for the part number in file names; parts are never split.")
 @click.option(
@@ -94,7 +98,7 @@ def commands() -> None:
 )
 @click.option(
     "--takt-ms",
-    type=click.FloatRange(min=1),
+    type=Finite(min=1),
     help="Cycle time: say whether a part keeps 0.9 of it here; dcgan searches for as long.",
 )
 @with_method_options

@@ -58,11 +58,14 @@ def train_classifier(
     examples: tuple[Examples, Examples],
     optimiser: torch.optim.Optimizer,
     rest: tuple[Material, Options, Progress],
+    *,
+    reads: tuple[str, ...] = (),
 ) -> None:
     """Train until the validation loss gains no more; leaves the best network, frozen.
 
     examples: to learn from and to validate on. Batches hold options.defect_share of defective images, drawn again where
     they are rare (over-sampling), and as many good ones as are then left (under-sampling), as in paper 000, sec. 4.2.
+    reads: options that make another network, beside the seed and that share.
     Raises TrainingError if there is nothing to learn from or the loss is not finite.
     """
     material, options, progress = rest
@@ -89,7 +92,9 @@ def train_classifier(
         with torch.no_grad():
             return float(_balanced_loss(network, validate if len(validate.defective) else learn))
 
-    train(Stage(stage_name, network, (optimiser,), train_epoch, validation_loss, PATIENCE), material, options, progress)
+    reads = ("defect_share", *reads)
+    stage = Stage(stage_name, network, (optimiser,), train_epoch, validation_loss, PATIENCE, reads=reads)
+    train(stage, material, options, progress)
 
 
 def _batches(examples: Examples, share: float, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:

@@ -57,6 +57,7 @@ def read_dataset(root: Path, *, part_pattern: str | None = None, bit_depth: int 
     Folders beside train/good hold labelled defects; the layout of MVTec AD has none.
 
     part_pattern: regular expression; what its first group (or the whole match) finds in a file's name is the part id.
+    It must find one in the name of every good image to learn from; another without one is a part of its own.
     bit_depth: of the sensor, for 16-bit files. A recording knows both: a pattern or another depth is refused.
 
     Raises InputError if root is empty, mixes layouts, holds images in folders below its own or cannot be read, and
@@ -123,6 +124,12 @@ class _Reader:
             raise InputError(
                 f"{self.root}: no good images found: put images ({', '.join(SUFFIXES)}) of good parts there"
             )
+        unknown = [] if self.part_pattern is None else [item.file for item in good if item.part_id is None]
+        if self.part_pattern is not None and unknown:
+            raise InputError(
+                f"{unknown[0]}: the part pattern {self.part_pattern.pattern!r} finds nothing in its name: mend the "
+                "pattern"
+            )
         return Dataset(self.root.resolve().name, tuple(good), tuple(test), photometric, tuple(notes))
 
     def _items(self, folder: Path, label: str) -> list[Item]:
@@ -152,12 +159,7 @@ class _Reader:
         if self.part_pattern is None:
             return None
         found = self.part_pattern.search(file.name)
-        part_id = found and (found.group(1) if found.groups() else found.group(0))
-        if not part_id:
-            raise InputError(
-                f"{file}: the part pattern {self.part_pattern.pattern!r} finds nothing in its name: mend the pattern"
-            )
-        return part_id
+        return (found and (found.group(1) if found.groups() else found.group(0))) or None
 
     def _strangers(self, folder: Path) -> tuple[str, ...]:
         strangers = sorted(

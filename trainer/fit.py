@@ -26,7 +26,7 @@ from trainer.catalogue import method, searches
 from trainer.data import Dataset, Item, Pictures, Survey, folds, survey
 from trainer.errors import TrainingError
 from trainer.export import Parity
-from trainer.label_limits import check_labels, with_labels
+from trainer.label_limits import check_labels, needed_defects, with_labels
 from trainer.labels import counted, prepared_defects
 from trainer.learning import Learned, Material, Method, Options, Progress
 from trainer.limits import (
@@ -101,9 +101,10 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     Raises InputError, TrainingError, CalibrationError or ParityError; nothing is written.
     """
     train = method(request.detector)
-    _check_size(request)
+    check_size(request.height, request.width)
     good_parts_needed(request.false_reject_rate)  # a rate that is none is refused before the training, not after
     items = _chosen(dataset.good, request.most_images)
+    wanted = needed_defects(dataset, request.threshold, request.detector)
     pictures = Pictures(dataset.photometric)
     found = survey(items, pictures)
     notes = [*dataset.notes, *found.notes(), *_few_notes(items)]
@@ -115,13 +116,13 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     if tiles is not None and len(items) > tiles.most_parts:
         items = _chosen(items, tiles.most_parts)
         notes.append(f"in {tiles.count} tiles each, {len(items)} good images are learnt from, evenly spaced")
+    keep = _keep(request.ignore, drawn, view)
     prepared = prepare_all(items, pictures, view, reference, progress)
     notes += unregistered_notes(prepared.unregistered, len(items))
     defects, defect_notes = prepared_defects(
-        dataset.defects, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
+        wanted, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
     )
-    keep = _keep(request.ignore, drawn, view)
-    timed = partial(frame_times_ms, prepared.items, pictures, view, reference)
+    timed = partial(frame_times_ms, prepared.items, dataset.photometric, view, reference)
     engine_ms = _engine_ms(request, timed)
 
     def material_of(part: PreparedSet) -> Material:
@@ -131,8 +132,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     options, option_notes = _options(request.options, reference)
     notes += option_notes
     learned, prepared, suspects = _learned(train, prepared, material_of, replace(request, options=options), progress)
-    if suspects:
-        notes.append(left_out_note([suspect.item.name for suspect in suspects]))
+    notes += [left_out_note([suspect.item.name for suspect in suspects])] if suspects else []
     material = material_of(prepared)
     seen = glimpses(prepared.items, pictures, dataset.photometric, view, registered=reference is not None)
     limits = learn_limits(seen)
@@ -152,7 +152,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         zones=zones_of(learned.module),
         mm_per_px=request.mm_per_px,
         training={
-            **_training(replace(request, options=options), material, found, why),
+            **_training(replace(request, options=options), dataset, material, found, why),
             "zones": {zone.name: "ignored" if zone.ignore else zone.factor for zone in drawn},
             "learnt_defects": learned.learnt_defects or "none",
             "decided": list(learned.decided),
@@ -226,9 +226,10 @@ def _engine_ms(request: FitRequest, timed: Timed) -> float | None:
     return engine_ms_within(request.takt_ms, timed)
 
 
-def _check_size(request: FitRequest) -> None:
-    if request.height % 32 or request.width % 32 or not min(request.height, request.width) >= 32:
-        raise TrainingError(f"size {request.width}x{request.height} found, need multiples of 32, at least 32")
+def check_size(height: int, width: int) -> None:
+    """Raise TrainingError unless detectors take images of this size."""
+    if height % 32 or width % 32 or not min(height, width) >= 32:
+        raise TrainingError(f"size {width}x{height} found, need multiples of 32, at least 32")
 
 
 def _chosen(items: Sequence[Item], most: int) -> list[Item]:
@@ -331,13 +332,21 @@ def _material(prepared: PreparedSet, view: View, keep: NDArray[np.float32], requ
 
 
 def _keep(ignore: Path | None, drawn: Sequence[DrawnZone], view: View) -> NDArray[np.float32]:
-    """Return (h, w): 1 where the detector looks, 0 where the ignore mask or an ignored zone covers its view."""
+    """Return (h, w): 1 where the detector looks, 0 where the ignore mask or an ignored zone covers its view.
+
+    Raises TrainingError where they cover all of it.
+    """
     masks = [zone.inside for zone in drawn if zone.ignore]
     if ignore is not None:
         masks.append(drawn_mask(ignore, view.reference_size))
     keep = np.ones((view.height, view.width), dtype=np.float32)
     for mask in masks:
         keep[in_view(mask.astype(np.uint8), view, None)] = 0.0
+    if not keep.any():
+        raise TrainingError(
+            "the ignore mask and the ignored zones leave nothing to look at: white is where not to look, keep a part "
+            "of the view black"
+        )
     return keep
 
 
@@ -348,7 +357,9 @@ def _trained(train: Method, material: Material, options: Options, progress: Prog
     return train(material, options, progress)
 
 
-def _training(request: FitRequest, material: Material, found: Survey, registration: str) -> dict[str, Any]:
+def _training(
+    request: FitRequest, dataset: Dataset, material: Material, found: Survey, registration: str
+) -> dict[str, Any]:
     """Return what somebody needs to know to train the same recipe again."""
     options = asdict(replace(request.options, weights=None))
     options["weights"] = request.options.weights.name if request.options.weights else "packaged"
@@ -362,7 +373,7 @@ def _training(request: FitRequest, material: Material, found: Survey, registrati
             "keep_suspects": request.keep_suspects,
             "ignore": None if request.ignore is None else request.ignore.name,
         },
-        "defects": {} if material.defects is None else counted(material.defects.labels),
+        "defects": counted(item.label for item in dataset.defects),
         "folds": int(material.fold.max()) + 1,
         "image_sizes": len(found.sizes),
         "registration": registration,

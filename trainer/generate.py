@@ -156,14 +156,26 @@ def neighbourhood(pictures: NDArray[np.float32], good: NDArray[np.float32], seed
     return canvas
 
 
+def overview_of(folder: Path) -> Path:
+    """Return where the picture of how the pictures lie among good images goes: beside their folder."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}.png")
+
+
 def check_new(folder: Path) -> None:
-    """Raises InputError unless pictures can be written there, to a folder that is empty or not there yet."""
+    """Raises InputError unless pictures can be written to a folder that is empty or not there yet, and their overview.
+
+    The overview must not be there yet.
+    """
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        if there == folder and any(folder.iterdir()):
+        if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: not empty: give a new folder for the pictures")
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        overview = overview_of(folder)
+        if overview.exists():
+            raise InputError(f"{overview}: is there already: take it away, or give another folder for the pictures")
+        for place in (folder, overview.parent):
+            with tempfile.TemporaryFile(dir=_nearest(place)):
+                pass
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}: give a new folder for the pictures") from error
 
@@ -171,16 +183,24 @@ def check_new(folder: Path) -> None:
 def write_pictures(folder: Path, pictures: NDArray[np.float32]) -> Sequence[Path]:
     """Write 8-bit PNG files 000001.png, .. and return their paths.
 
+    They appear when all are made: an interrupt before that leaves none.
+
     Raises InputError if the folder is a file, has files or cannot be written.
     """
     check_new(folder)
-    paths = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate((pictures * 255.0).round().astype(np.uint8), 1):
-            pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
-            paths.append(folder / f"{number:06d}.png")
-            paths[-1].write_bytes(encode_png(np.ascontiguousarray(pixels)))
+        with tempfile.TemporaryDirectory(dir=_nearest(folder), prefix=".pictures-") as beside:
+            made = []
+            for number, picture in enumerate((pictures * 255.0).round().astype(np.uint8), 1):
+                pixels = picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)
+                made.append(Path(beside) / f"{number:06d}.png")
+                made[-1].write_bytes(encode_png(np.ascontiguousarray(pixels)))
+            folder.mkdir(parents=True, exist_ok=True)
+            return [file.rename(folder / file.name) for file in made]
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}: give a folder that can be written") from error
-    return paths
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())

@@ -12,7 +12,7 @@ from calibration.console import note, progress_bars, say
 from calibration.errors import BadFrame, InputError, NotRegistered
 from calibration.recipe import Recipe, read_recipe
 from trainer.data import Dataset, Pictures, read_dataset
-from trainer.generate import check_new, checked, generated, neighbourhood, write_pictures
+from trainer.generate import check_new, checked, generated, neighbourhood, overview_of, write_pictures
 from trainer.learning import Progress
 from trainer.prepared import MOST_UNREGISTERED, prepared_item
 
@@ -20,8 +20,8 @@ from trainer.prepared import MOST_UNREGISTERED, prepared_item
 def generate(recipe: Path, data: Path, out: Path, *, count: int, seed: int) -> None:
     """Write pictures that the recipe's generator makes to the folder out, and beside it how they lie among good images.
 
-    Raises InputError if the recipe has no generator of whole views, out has files or cannot be written, or data holds
-    too few good images that fit it.
+    Raises InputError if the recipe has no generator of whole views, out has files, the picture beside it is there
+    already, either cannot be written, or data holds too few good images that fit it.
     """
     loaded = read_recipe(recipe)
     trained_on = loaded.view.bit_depth
@@ -31,9 +31,10 @@ def generate(recipe: Path, data: Path, out: Path, *, count: int, seed: int) -> N
         made = generated(loaded, count, seed, progress)
         good, missing = prepared_good(loaded, dataset, progress)
     found = checked(made, good)
+    shown = neighbourhood(made, good, seed)
     write_pictures(out, made)
-    overview = out.with_name(f"{out.name}.png")
-    if not cv2.imwrite(str(overview), neighbourhood(made, good, seed)):
+    overview = overview_of(out)
+    if not cv2.imwrite(str(overview), shown):
         raise InputError(f"{overview}: cannot be written: give a folder beside which a file can be made")
     say(str(found))
     say(f"pictures: {out}; among the good images: {overview}")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from trainer.errors import TrainingError
 
+FEWEST_IN_TILES = 7  # good images, for methods that score one fold of five unseen
+
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total); total may be an upper bound."""
 
@@ -58,7 +60,8 @@ class Defects:
 
     batch: Tensor  # (m, C, h, w) reflectance 0..1
     labels: tuple[str, ...]  # (m,) the folder's name; several types in one part are joined by "+"
-    fold: NDArray[np.int64]  # (m,) 0..k-1 like the good ones': 1 is never learnt from
+    parts: tuple[str, ...]  # (m,) which part each shows
+    fold: NDArray[np.int64]  # (m,) 0..k-1 like the good ones', all images of a part in one: 1 is never learnt from
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -76,6 +79,7 @@ class Material:
     aspect: float = 1.0  # width over height of what an image shows, before it was brought to (h, w)
     engine_ms: float | None = None  # what this machine's engine may take for an image: how long dcgan searches
     defects: Defects | None = None  # only methods that say so learn from them
+    tiles: int = 1  # images that the view of one good image is cut into
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -104,12 +108,18 @@ class Method(Protocol):
 def split(material: Material, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return the indices of good images to learn from, to decide with when to stop, and to score unseen (one fold).
 
-    Raises TrainingError where there are fewer than three folds, so fewer than three parts.
+    Raises TrainingError where there are fewer than three folds, so fewer than three parts; in tiles also where a single
+    image is left to score unseen: its places have no other to be compared with.
     """
     if int(material.fold.max()) + 1 < 3:
         raise TrainingError(f"{len(material)} good images found: {method} needs 3 folds, so at least 3 parts")
     fold = torch.from_numpy(material.fold)
     learn, decide, unseen = (torch.nonzero(chosen)[:, 0] for chosen in (fold >= 2, fold == 0, fold == 1))
+    if 1 < material.tiles == len(unseen):
+        raise TrainingError(
+            f"{len(material) // material.tiles} good images found: in tiles {method} needs at least {FEWEST_IN_TILES}, "
+            "so that 2 can be scored unseen: capture more, or leave --tiles out"
+        )
     return learn, decide, unseen
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import click
 
 from trainer.errors import TrainingError
+from trainer.options import Finite
 
 COUNT = click.IntRange(min=1)
 FROM_ZERO = click.IntRange(min=0)
-WEIGHT = click.FloatRange(min=0.0)
+WEIGHT = Finite(min=0.0)
 Chosen = tuple[str, Any, Any, str]
 """Flag, type (a flag without a value: bool), default, help."""
 
@@ -36,7 +37,7 @@ METHOD_OPTIONS: tuple[Chosen, ...] = (
     ("--neighbours", COUNT, 15, "deep_knn, map_knn, lof: good images that a part is compared with."),
     (
         "--defect-share",
-        click.FloatRange(0, 0.5, min_open=True),
+        Finite(0, 0.5, min_open=True),
         0.5,
         "cnn, vgg16, siamese: share of defects learnt from.",
     ),
@@ -52,11 +53,11 @@ METHOD_OPTIONS: tuple[Chosen, ...] = (
     ("--inversion-rate", WEIGHT, 0.05, "dcgan: length of a step of the search."),
     ("--inversion-loss", click.Choice(["anogan", "laplacian"]), "anogan", "dcgan: what the search lowers."),
     ("--feature-weight", WEIGHT, 0.1, "dcgan, anogan: weight of the discriminator's features beside the pixels."),
-    ("--masked-share", click.FloatRange(0, 0.5), 0.0, "dcgan: share of the view left out where the search fits worst."),
+    ("--masked-share", Finite(0, 0.5), 0.0, "dcgan: share of the view left out where the search fits worst."),
     ("--downsize", COUNT, 2, "patch_ae: by how much the image is made smaller."),
     ("--patch", click.IntRange(min=16), 32, "patch_ae: patch side in the smaller image, px: a multiple of 8."),
     ("--sparsity", WEIGHT, 1e-3, "patch_ae: weight of the L1 norm of the code."),
-    ("--noise-share", click.FloatRange(0, 1), 0.1, "noise_ae: share of the good images that get noise."),
+    ("--noise-share", Finite(0, 1), 0.1, "noise_ae: share of the good images that get noise."),
     ("--norm", click.IntRange(1, 2), 1, "residual: 1 takes absolute, 2 squared differences."),
 )
 

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,14 +17,20 @@ from pathlib import Path
 
 from calibration.errors import InputError
 from calibration.images import SUFFIXES
+from calibration.photometric import PHOTOMETRIC_FILE
+from calibration.recording import INDEX
+from trainer.alone import alone
 from trainer.catalogue import detector_names, searches
 from trainer.data import Dataset
 from trainer.errors import TrainingError
-from trainer.fit import FitRequest
+from trainer.fit import FitRequest, check_size
 from trainer.race_heat import Heat, Result, fit_request
+from trainer.race_process import run_heat
 from trainer.timing import DEADLINE
+from trainer.training import digest_of
 
 DIED = "ended without an answer: see its log, and dmesg for memory; the next race asks it again"
+LOCK = ".lock"  # in the race's folder while it runs
 NEED_LABELS = ("cnn", "vgg16")
 Runner = Callable[[Sequence[list[str]]], Iterable[int]]
 """Runs commands, and yields the index of each as it ends."""
@@ -68,15 +73,21 @@ class Entry:
 
 
 def heats(request: RaceRequest, dataset: Dataset) -> list[Heat]:
-    """Return the candidates. Raises TrainingError naming a detector that there is not."""
+    """Return the candidates, each once.
+
+    Raises TrainingError naming a detector that there is not or a size that none takes, InputError for weights that
+    cannot be read.
+    """
     known = detector_names()
     unknown = [name for name in request.detectors if name not in known]
     if unknown:
         raise TrainingError(f"detectors {', '.join(unknown)}: unknown; there are {', '.join(known)}")
+    for height, width in request.sizes:
+        check_size(height, width)
     left_out = () if dataset.defects else NEED_LABELS
     chosen = request.detectors or tuple(name for name in known if name not in left_out)
-    stamp = _stamp(request.data)
-    return [
+    stamp, weights_digest = _stamp(request.data), digest_of(request.weights)
+    found = [
         Heat(
             data=str(request.data.resolve()),
             stamp=stamp,
@@ -92,10 +103,12 @@ def heats(request: RaceRequest, dataset: Dataset) -> list[Heat]:
             bit_depth=request.bit_depth,
             part_pattern=request.part_pattern,
             takt_ms=request.takt_ms if searches(name) else None,
+            weights_digest=weights_digest,
         )
         for name in chosen
         for height, width in request.sizes
     ]
+    return list(dict.fromkeys(found))
 
 
 def carried_out(
@@ -103,11 +116,21 @@ def carried_out(
 ) -> list[Entry]:
     """Return every candidate's result, in the order asked; what `out` holds of an earlier race is not run again.
 
-    What failed is: its cause may be mended. Raises InputError if `out` cannot be written.
+    What failed is: its cause may be mended. Raises InputError if `out` cannot be written or another race works there.
     """
     folder = out / "heats"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}: give a folder that can be written") from error
+    with alone(out / LOCK, f"another race works in {out}", "wait for its end, or give another folder"):
+        return _carried_out(asked, folder, runner, progress)
+
+
+def _carried_out(
+    asked: Sequence[Heat], folder: Path, runner: Runner, progress: Callable[[str, int, int], None]
+) -> list[Entry]:
+    try:
         open_heats = [heat for heat in asked if not _answered(folder, heat)]
         for heat in open_heats:
             _file(folder, heat).write_text(json.dumps({"heat": asdict(heat)}), encoding="utf-8")
@@ -130,8 +153,21 @@ def ranked(entries: Sequence[Entry], takt_ms: float) -> list[Entry]:
     Among equals the quicker one.
     """
     running = [entry for entry in entries if not entry.result.failed and not entry.too_slow(takt_ms)]
-    labelled = all(entry.result.escape is not None for entry in running)
+    labelled = ranked_by_labels(running)
     return sorted(running, key=lambda entry: _order(entry.result, labelled=labelled))
+
+
+def ranked_by_labels(entries: Sequence[Entry]) -> bool:
+    """Return whether labelled test images, good and defective, say what each of these candidates is worth."""
+    return bool(entries) and all(entry.result.escape is not None for entry in entries)
+
+
+def reason_for_none(entries: Sequence[Entry]) -> str:
+    """Return why no candidate has a place: none keeps the takt, or none could be fitted at all."""
+    failures = [entry.result.failed for entry in entries]
+    if all(failures):
+        return f"no candidate could be fitted, the first: {failures[0]}"
+    return "no candidate keeps the takt: see the table; give a longer takt or a smaller --size"
 
 
 def winning_request(winner: Entry, recipe: Path) -> FitRequest:
@@ -142,15 +178,15 @@ def winning_request(winner: Entry, recipe: Path) -> FitRequest:
 def one_after_another(commands: Sequence[list[str]]) -> Iterable[int]:
     """Run the heats on this machine, one at a time: their latencies are measured undisturbed."""
     for index, command in enumerate(commands):
-        log_file = Path(command[-1]).with_suffix(".log")
-        with log_file.open("wb") as log:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+        run_heat(command)
         yield index
 
 
 def _stamp(data: Path) -> str:
-    """Return what changes when an image is added, taken away or replaced."""
-    files = sorted(file for file in data.rglob("*") if file.suffix.lower() in SUFFIXES)
+    """Return what changes when an image, or what a recording says of them, is added, taken away or replaced."""
+    told_by = (INDEX, PHOTOMETRIC_FILE)
+    found = (file for file in data.rglob("*") if file.suffix.lower() in SUFFIXES or file.name in told_by)
+    files = sorted(file for file in found if file.is_file())
     told = [(str(file.relative_to(data)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 

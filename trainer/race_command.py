@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from trainer.options import parsed_size
+from trainer.options import Finite, parsed_size
 
 
 @click.command(
@@ -15,7 +15,7 @@ from trainer.options import parsed_size
     epilog="Example: taktsight-trainer race images/flange --takt-ms 50 --out race --recipe flange.recipe",
 )
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--takt-ms", type=click.FloatRange(min=1), required=True, help="Cycle time; 0.9 of it is the deadline.")
+@click.option("--takt-ms", type=Finite(min=1), required=True, help="Cycle time; 0.9 of it is the deadline.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("race"), show_default=True, help="Folder of results."
 )
@@ -32,7 +32,7 @@ from trainer.options import parsed_size
 )
 @click.option(
     "--overkill",
-    type=click.FloatRange(0, 0.5),
+    type=Finite(0, 0.5),
     default=0.02,
     show_default=True,
     help="Share of good parts rejected at which escape is compared.",

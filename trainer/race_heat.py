@@ -3,7 +3,8 @@
     python -m trainer.race_heat HEAT.json        (`race` writes that file; nobody types this)
 
 What a detector is worth is asked of good images that it never saw and of synthetic defects made from these; where the
-data have labelled test images, of these too. What it costs is the whole path from a frame in memory to a score.
+data have labelled test images, of these too. What it costs is all that a station does from a frame in memory to its
+score.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from trainer.export import ReferenceRuntime
 from trainer.fit import FitRequest, fit
 from trainer.learning import Options
 from trainer.prepared import pixels_of
+from trainer.race_process import end_with_race
 from trainer.synthetic import synthetic_defects
 from trainer.timing import engine_of, frame_times_ms, slowest_ms
 
@@ -55,6 +57,7 @@ class Heat:
     bit_depth: int | None = None  # as in fit
     part_pattern: str | None = None  # as in fit
     takt_ms: float | None = None  # as in fit, for those that it concerns
+    weights_digest: str | None = None  # of the weights file: an answer with another one does not hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Result:
     synthetic_escape: float | None = None  # synthetic defects below the score that `overkill` of these good ones reach
     auroc: float | None = None  # of the labelled test images
     escape: float | None = None  # labelled defects below the score that `overkill` of the good test images reach
-    p50_ms: float | None = None  # frame to score: registration, preparation, engine
+    p50_ms: float | None = None  # frame to score, see trainer.timing
     p99_ms: float | None = None
     engine: str = ""
     fit_s: float | None = None
@@ -75,7 +78,8 @@ class Result:
 
 
 def main() -> int:
-    """Run the heat that is written in the file, and write the answer beside it."""
+    """Run the heat that is written in the file, and write the answer beside it; the race's end is this one's too."""
+    end_with_race()
     file = Path(sys.argv[1])
     heat = Heat(**json.loads(file.read_text(encoding="utf-8"))["heat"])
     try:
@@ -102,7 +106,7 @@ def run(heat: Heat, scratch: Path) -> Result:
     synthetic_auroc, synthetic_escape = figures(good, faults, heat.overkill)
     auroc, escape = _labelled(recipe, dataset, pictures, heat)
     engine, name = engine_of(recipe.graph)
-    times_ms = frame_times_ms(judge, pictures, recipe.view, recipe.reference, engine)
+    times_ms = frame_times_ms(judge, dataset.photometric, recipe.view, recipe.reference, engine)
     return Result(
         synthetic_auroc=synthetic_auroc,
         synthetic_escape=synthetic_escape,

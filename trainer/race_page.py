@@ -14,7 +14,7 @@ from rich.table import Table
 
 from calibration.chart import number, round_numbers
 from calibration.errors import InputError
-from trainer.race import Entry
+from trainer.race import Entry, ranked_by_labels
 from trainer.timing import DEADLINE
 
 WIDTH, HEIGHT = 760, 420
@@ -73,7 +73,7 @@ def page(product: str, entries: Sequence[Entry], order: Sequence[Entry], takt_ms
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    labelled = all(entry.result.auroc is not None for entry in order) and bool(order)
+    labelled = ranked_by_labels(order)
     rows = [(str(place), entry.name, _figures(entry), "") for place, entry in enumerate(order, 1)]
     rows += [("", entry.name, _figures(entry), why_out(entry, takt_ms)) for entry in entries if entry not in order]
     return environment.get_template("race.html").render(

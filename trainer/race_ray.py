@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from calibration.errors import MissingPackage
+from trainer.race_process import run_heat
 
 CPUS = 2  # of every heat: what its latency is measured with
 
@@ -26,8 +25,7 @@ def on_ray(address: str, commands: Sequence[list[str]]) -> Iterable[int]:
 
     @ray.remote(num_cpus=CPUS, max_retries=0)
     def heat(index: int, command: list[str]) -> int:
-        with Path(command[-1]).with_suffix(".log").open("wb") as log:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+        run_heat(command)
         return index
 
     waiting = {heat.remote(index, command): index for index, command in enumerate(commands)}

@@ -6,19 +6,25 @@ from functools import partial
 from pathlib import Path
 
 from calibration.console import console, note, progress_bars, say
+from calibration.recipe import check_product
 from trainer import race, race_page, race_ray
 from trainer.data import read_dataset
 from trainer.errors import TrainingError
-from trainer.session import learn, write_text
+from trainer.session import check_place, learn, write_text
 
 
 def run(request: race.RaceRequest, recipe: Path | None, ray: str | None) -> None:
     """Run the race, print its table and write race.csv and race.html; fit the winner where a recipe is wanted.
 
-    ray: address of a cluster; None runs the heats here, one after another. Raises TrainingError if none keeps the takt.
+    ray: address of a cluster; None runs the heats here, one after another. Raises TrainingError if none keeps the takt
+    or none could be fitted, InputError before anything is read where the recipe cannot be written.
     """
+    if recipe is not None:
+        check_place(recipe)
     told = {"part_pattern": request.part_pattern, "bit_depth": request.bit_depth}
     dataset = read_dataset(request.data, **told)
+    if recipe is not None:
+        check_product(dataset.product)
     asked = race.heats(request, dataset)
     runner = race.one_after_another if ray is None else partial(race_ray.on_ray, ray)
     with progress_bars() as progress:
@@ -33,8 +39,8 @@ def run(request: race.RaceRequest, recipe: Path | None, ray: str | None) -> None
     write_text(page, race_page.page(dataset.product, entries, order, request.takt_ms))
     say(f"page: {page}")
     if not order:
-        raise TrainingError("no candidate keeps the takt: see the table; give a longer takt or a smaller --size")
-    if not dataset.test:
+        raise TrainingError(race.reason_for_none(entries))
+    if not race.ranked_by_labels(order):
         note("without labelled test images the order rests on synthetic defects: put known defects in test/ to be sure")
     if recipe is not None:
         learn(request.data, race.winning_request(order[0], recipe), **told, product=None)

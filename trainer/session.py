@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from calibration.console import console, note, progress_bars, say
-from calibration.errors import InputError, TaktsightError
-from calibration.images import printable
-from calibration.recipe import Recipe, read_recipe, write_recipe
+from calibration.errors import InputError, RecipeError, TaktsightError
+from calibration.recipe import Recipe, check_product, read_recipe, write_recipe
 from calibration.thresholds import bound_told
+from trainer.alone import alone, lock_of
 from trainer.data import Dataset, Pictures, read_dataset
 from trainer.evaluate import held_out_images, left_out_images, scored_images
 from trainer.fit import FitRequest, FitResult, fit
@@ -32,21 +34,39 @@ def learn(
 ) -> None:
     """Read data, fit, and write recipe and report; tables and notes go to the terminal.
 
-    product: name of the product; None takes the folder's.
+    product: name of the product; None takes the folder's. Raises InputError before any image is read where the recipe
+    cannot be written there or be of such a product.
     """
-    if not request.recipe.parent.is_dir():
-        raise InputError(f"{request.recipe.parent}: not a folder: make it, or give another path for the recipe")
-    if request.recipe.is_dir():
-        raise InputError(f"{request.recipe}: a folder, need a file's path for the recipe: {request.recipe}/NAME.recipe")
-    if product is not None and product != printable(product):
-        raise InputError(f"product {printable(product)!r} is not UTF-8, need a name that is: set the terminal to UTF-8")
+    check_place(request.recipe)
     dataset = read_dataset(data, part_pattern=part_pattern, bit_depth=bit_depth)
     if product is not None:
         dataset = replace(dataset, product=product)
+    check_product(dataset.product)
     started_s = time.monotonic()
-    with progress_bars() as progress:
-        result = fit(dataset, replace(request, keep_checkpoint=True), progress)
-    _finish(result, dataset, request, time.monotonic() - started_s)
+    with alone(
+        lock_of(request.recipe), f"another fit makes {request.recipe}", "wait for its end, or give another file"
+    ):
+        try:
+            with progress_bars() as progress:
+                result = fit(dataset, replace(request, keep_checkpoint=True), progress)
+        except KeyboardInterrupt:
+            if checkpoint_of(request.recipe).exists():
+                note(f"{checkpoint_of(request.recipe)} holds what was trained so far: go on with --resume")
+            raise
+        _finish(result, dataset, request, time.monotonic() - started_s)
+
+
+def check_place(recipe: Path) -> None:
+    """Raise InputError unless a recipe can be written there."""
+    if not recipe.parent.is_dir():
+        raise InputError(f"{recipe.parent}: not a folder: make it, or give another path for the recipe")
+    if recipe.is_dir():
+        raise InputError(f"{recipe}: a folder, need a file's path for the recipe: {recipe}/NAME.recipe")
+    try:
+        with tempfile.TemporaryFile(dir=recipe.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{recipe.parent}: {error.strerror}: give a folder that can be written") from error
 
 
 def measure(recipe: Path, data: Path, *, json_file: Path | None, report: Path | None, bit_depth: int | None) -> None:
@@ -125,8 +145,13 @@ def _metrics(result: FitResult, evaluation: Evaluation | None) -> dict[str, Any]
 
 
 def taken_out(recipe: Path, out: Path) -> None:
-    """Write the report that a recipe holds; a note says where it shows another threshold than the recipe has now."""
+    """Write the report that a recipe holds; a note says where it shows another threshold than the recipe has now.
+
+    Raises RecipeError if it holds none, as after a fit that was interrupted while it measured.
+    """
     loaded = read_recipe(recipe)
+    if not loaded.report:
+        raise RecipeError(f"{recipe}: holds no report: make one with taktsight-trainer evaluate --report")
     write_text(out, loaded.report)
     shown, limit = loaded.metrics.get("reported_threshold"), loaded.thresholds.score
     if shown is not None and shown != limit:
@@ -202,11 +227,11 @@ def rate_told(recipe: Recipe) -> str:
 
 def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRequest, fit_s: float) -> None:
     limits = recipe.thresholds
-    table = Table(show_header=False, title=f"{recipe.product}: {recipe.detector}", title_justify="left")
-    table.add_row("recipe", f"{request.recipe} ({request.recipe.stat().st_size / 1e6:.1f} MB)")
+    table = Table(show_header=False, title=escape(f"{recipe.product}: {recipe.detector}"), title_justify="left")
+    table.add_row("recipe", f"{escape(str(request.recipe))} ({request.recipe.stat().st_size / 1e6:.1f} MB)")
     table.add_row("digest", digest)
     table.add_row("learnt from", f"{recipe.training['good_images']} good images in {fit_s:.0f} s")
-    table.add_row("registration", str(recipe.training["registration"]))
+    table.add_row("registration", escape(str(recipe.training["registration"])))
     table.add_row("export parity", str(result.parity))
     with_labels = limits.fitted_on.partition("; score: ")[2]
     source = f"{with_labels}, and" if with_labels else "from"
@@ -241,7 +266,7 @@ def _defect_table(evaluation: Evaluation) -> Table:
         table.add_column(heading, justify="left" if heading == "type" else "right")
     for name, figures in evaluation.by_defect.items():
         row = (figures.recall, figures.precision, figures.auroc)
-        table.add_row(name, str(figures.n), str(figures.detected), *(_figure(value) for value in row))
+        table.add_row(escape(name), str(figures.n), str(figures.detected), *(_figure(value) for value in row))
     return table
 
 

@@ -242,7 +242,8 @@ def _cut_material(material: Material, batch: Tensor, tiles: Tiles) -> Material:
         fold=np.tile(material.fold, tiles.count),
         aspect=material.aspect * (tiles.width / tiles.height) * (height / width),
         engine_ms=None if material.engine_ms is None else material.engine_ms / tiles.count,
-        defects=Defects(batch[:0], (), np.zeros(0, dtype=np.int64)),
+        defects=Defects(batch[:0], (), (), np.zeros(0, dtype=np.int64)),
+        tiles=tiles.count,
     )
 
 

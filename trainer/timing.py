@@ -1,4 +1,9 @@
-"""How long a part takes on this machine: registration, preparation, and the engine of a line without a GPU."""
+"""How long a part takes on this machine from its frame in memory to its score, on the engine of a line without a GPU.
+
+Timed is what a station does until it knows the score: photometric correction, light and focus, registration,
+preparation, engine. Left out are the camera's transfer before that and, after it, the places above the threshold (a
+station that has no time for them leaves them out), the output and the message.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,16 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.condition import glimpse, measured
 from calibration.errors import BadFrame, NotRegistered
-from calibration.preprocess import View, prepare
+from calibration.frame import Pixels
+from calibration.photometric import Photometric
+from calibration.preprocess import View, check_frame, prepare
 from calibration.registration import Reference
 from trainer.data import Item, Pictures
 from trainer.export import ReferenceRuntime
@@ -57,18 +64,16 @@ def engine_times_ms(engine: Engine, batch: NDArray[np.float32]) -> list[float]:
 
 
 def frame_times_ms(
-    items: Sequence[Item], pictures: Pictures, view: View, reference: Reference | None, engine: Engine
+    items: Sequence[Item], photometric: Photometric, view: View, reference: Reference | None, engine: Engine
 ) -> list[float]:
     """Return how long a frame in memory takes to its score, each image in turn; inf if none can be prepared."""
-    frames, times_ms = [], []
-    for item in items[: WARM_UP + FRAMES]:
-        with suppress(BadFrame):
-            frames.append(pixels_of(item, pictures, view))
+    sensor, times_ms = Pictures(Photometric()), []
+    frames = [pixels_of(item, sensor, view) for item in items[: WARM_UP + FRAMES]]
     for number in range(WARM_UP + FRAMES if frames else 0):
         pixels, depth = frames[number % len(frames)]
         started_ns = time.perf_counter_ns()
         try:
-            engine(prepare(pixels, depth, view, reference).batch)
+            engine(_as_the_station(pixels, depth, photometric, view, reference))
         except (NotRegistered, BadFrame):
             continue
         if number >= WARM_UP:
@@ -82,7 +87,7 @@ def slowest_ms(times_ms: Sequence[float]) -> float:
 
 
 def engine_ms_within(takt_ms: float, timed: Timed) -> float:
-    """Return what registration and preparation leave of the deadline for the engine; below 0 if they miss it."""
+    """Return what the stages before the engine leave it of the deadline; below 0 if they alone miss it."""
     return DEADLINE * takt_ms - slowest_ms(timed(_idle))
 
 
@@ -98,5 +103,16 @@ def takt_note(takt_ms: float, graph: bytes, timed: Timed) -> str:
     return f"{took}, more than {deadline}: give a smaller --size, or let race find a quicker detector"
 
 
+def _as_the_station(
+    pixels: Pixels, depth: int, photometric: Photometric, view: View, reference: Reference | None
+) -> NDArray[np.float32]:
+    """Return the detector's input (1, C, h, w) of a frame as the sensor delivered it, and look at light and focus."""
+    corrected = photometric.correct(pixels, depth)
+    check_frame(corrected, depth, view)
+    raw = None if photometric.is_identity else pixels
+    measured(glimpse(corrected, depth, view, registered=reference is not None, sensor_pixels=raw))
+    return prepare(corrected, depth, view, reference).batch
+
+
 def _idle(batch: NDArray[np.float32]) -> None:
-    """Do nothing: what is left is registration and preparation."""
+    """Do nothing: what is left are the stages before the engine."""

@@ -7,6 +7,7 @@ import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibration.errors import InputError
 from trainer.errors import TrainingError
 from trainer.learning import Material, Options, Progress
 
@@ -22,6 +24,7 @@ BATCH = 16
 PATIENCE = 20
 LEARNING_RATE = 1e-3
 IMAGES = "images"  # in the checkpoint, beside the stages: what is learnt from
+DIGESTS = {"weights": "--weights", "mask": "--ignore or --zones"}  # what a checkpoint knows by its digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Stage:
     loss: Callable[[], float] | None  # on images that are not learnt from; None: the last epoch is the best
     patience: int = PATIENCE
     after: tuple[str, ...] = ()  # stages before this one, which stay in the checkpoint
+    reads: tuple[str, ...] = ()  # options that make another network, beside the seed
 
 
 @dataclass(slots=True)
@@ -50,12 +54,14 @@ def train(stage: Stage, material: Material, options: Options, progress: Progress
     """Leave stage.network as it was in the epoch with the least loss, without gradients, on the CPU.
 
     Leaves a checkpoint after every epoch and goes on from it when material.resume is set.
-    Raises TrainingError if the loss is not finite, or if the checkpoint is of another training or of other images.
+    Raises TrainingError if the loss is not finite, or if the checkpoint is of another training, with other options or
+    of other images; InputError if it cannot be written.
     """
     state, best, others = _State(), _copied(stage.network), _others(stage, material)
     others[IMAGES] = _fingerprint(material)
+    asked = _asked(stage, material, options)
     if material.resume:
-        best = _resumed(stage, material, state) or best
+        best = _resumed(stage, material, state, asked) or best
     patience = options.patience or stage.patience
     while state.epoch < options.epochs and (stage.loss is None or state.epoch - state.best_epoch < patience):
         stage.network.train()
@@ -63,7 +69,7 @@ def train(stage: Stage, material: Material, options: Options, progress: Progress
         state.epoch += 1
         if stage.loss is not None:
             best = _judged(stage, stage.loss, state, best)
-        _save(stage, material, state, best, others)
+        _save(material.checkpoint, {**others, stage.name: {"asked": asked, **_standing(stage, state, best)}})
         progress(_told(stage, state), state.epoch, options.epochs)
     progress(_told(stage, state), options.epochs, options.epochs)
     if stage.loss is not None:
@@ -82,6 +88,17 @@ def forget(checkpoint: Path) -> None:
         file.unlink()
 
 
+def digest_of(weights: Path | None) -> str | None:
+    """Return the sha256 of a weights file, None without one. Raises InputError if it cannot be read."""
+    if weights is None:
+        return None
+    try:
+        with weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{weights}: {error.strerror}: give a weights file that can be read") from error
+
+
 def learnt(
     name: str,
     network: nn.Module,
@@ -90,6 +107,7 @@ def learnt(
     options: Options,
     *,
     patience: int = PATIENCE,
+    reads: tuple[str, ...] = (),
 ) -> Stage:
     """Return the stage of a network whose mean loss(batch) Adam lowers. images: to learn from, to decide with."""
     learn, unseen = images
@@ -110,6 +128,7 @@ def learnt(
         train_epoch=train_epoch,
         loss=lambda: mean_loss(loss, network, unseen),
         patience=patience,
+        reads=reads,
     )
 
 
@@ -180,17 +199,28 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-def _save(stage: Stage, material: Material, state: _State, best: dict[str, Tensor], others: dict[str, Any]) -> None:
-    """Write the checkpoint in one step, so that an interrupt leaves the last whole one."""
-    temporary = material.checkpoint.with_suffix(".tmp")
-    own = {
+def _standing(stage: Stage, state: _State, best: dict[str, Tensor]) -> dict[str, Any]:
+    return {
         "network": stage.network.state_dict(),
         "optimisers": [optimiser.state_dict() for optimiser in stage.optimisers],
         "best": best if stage.loss is not None else {},
         "state": (state.epoch, state.best_loss, state.best_epoch),
     }
-    torch.save({**others, stage.name: own}, temporary)
-    temporary.replace(material.checkpoint)
+
+
+def _save(checkpoint: Path, values: dict[str, Any]) -> None:
+    """Write the checkpoint in one step, so that an interrupt leaves the last whole one."""
+    temporary = checkpoint.with_name(f"{checkpoint.name}.tmp")
+    try:
+        torch.save(values, temporary)
+        temporary.replace(checkpoint)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError where the disk is full
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        raise InputError(
+            f"checkpoint {checkpoint}: cannot be written ({why}): free space there, or give the recipe another folder"
+        ) from error
 
 
 def _fingerprint(material: Material) -> str:
@@ -225,14 +255,45 @@ def _others(stage: Stage, material: Material) -> dict[str, Any]:
     return {name: stored[name] for name in stage.after if name in stored}
 
 
-def _resumed(stage: Stage, material: Material, state: _State) -> dict[str, Tensor] | None:
+def _asked(stage: Stage, material: Material, options: Options) -> dict[str, Any]:
+    """Return what else the stage's network depends on; epochs, patience and device may change on the way."""
+    asked = {name: getattr(options, name) for name in ("seed", *stage.reads)}
+    if "weights" in asked:
+        asked["weights"] = digest_of(options.weights)
+    return {**asked, "mask": hashlib.sha256(material.keep.numpy().tobytes()).hexdigest()}
+
+
+def _flag(name: str, value: Any) -> str:
+    """Return how a user says that."""
+    flag = DIGESTS.get(name) or f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"without {flag}"
+    if name in DIGESTS:
+        return f"with another {flag}"
+    return f"with {flag}" if value is True else f"with {flag} {value}"
+
+
+def _check(stage: Stage, material: Material, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise TrainingError unless the checkpoint is of the training that is asked for, on the same images."""
+    instead = "ask for the same, or start without --resume"
+    if stage.name not in stored:
+        found = ", ".join(name for name in stored if name != IMAGES)
+        raise TrainingError(f"{material.checkpoint}: of another training ({found}, not {stage.name}): {instead}")
+    before = stored[stage.name]["asked"]
+    for name, value in asked.items():
+        if before[name] != value:
+            raise TrainingError(f"{material.checkpoint}: of another training, {_flag(name, before[name])}: {instead}")
+    if stored.get(IMAGES) != _fingerprint(material):
+        raise TrainingError(f"{material.checkpoint}: learnt from other images: start without --resume")
+
+
+def _resumed(stage: Stage, material: Material, state: _State, asked: dict[str, Any]) -> dict[str, Tensor] | None:
     """Bring everything to where the checkpoint stands and return the best weights so far; None without a checkpoint."""
     stored = _stored(material)
     if not stored or (stage.after and stage.name not in stored):
         return None
-    if stored.get(IMAGES) != _fingerprint(material):
-        raise TrainingError(f"{material.checkpoint}: learnt from other images: start without --resume")
     try:
+        _check(stage, material, stored, asked)
         own = stored[stage.name]
         stage.network.load_state_dict(own["network"])
         for optimiser, values in zip(stage.optimisers, own["optimisers"], strict=True):

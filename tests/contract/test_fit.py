@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from calibration.photometric import Photometric
 from calibration.preprocess import Rectangle
 from calibration.recipe import read_recipe, write_recipe
 from trainer import strangers
+from trainer.catalogue import DETECTORS
 from trainer.data import Pictures, read_dataset
 from trainer.errors import TrainingError
 from trainer.evaluate import held_out_images, scored_images
@@ -242,10 +244,63 @@ def test_an_ignore_mask_of_another_size_is_refused(tmp_path: Path) -> None:
         learnt(tmp_path, ignore=tmp_path / "mask.png")
 
 
-def test_an_ignore_mask_that_covers_all_is_refused(tmp_path: Path) -> None:
+def never(what: str, done: int, total: int) -> None:
+    raise AssertionError(f"{what} was begun")
+
+
+@pytest.mark.parametrize("detector", [*DETECTORS, "noise_ae+residual", "vae+ssim"])
+def test_an_ignore_mask_that_covers_all_is_refused_before_anything_is_learnt(tmp_path: Path, detector: str) -> None:
     cv2.imwrite(str(tmp_path / "mask.png"), np.full((SIDE, SIDE), 255, np.uint8))
-    with pytest.raises(TrainingError, match="leave nothing to look at"):
-        learnt(tmp_path, ignore=tmp_path / "mask.png")
+    wanted = request(tmp_path, detector=detector, ignore=tmp_path / "mask.png")
+    with pytest.raises(TrainingError, match="leave nothing to look at: white is where not to look"):
+        fit(read_dataset(draw(tmp_path / "good", 6)), wanted, never)
+
+
+def test_an_ignored_zone_over_the_whole_region_is_refused(tmp_path: Path) -> None:
+    zone = {"name": "clamp", "ignore": True, "polygon": [[0, 0], [40, 0], [40, 64], [0, 64]]}
+    drawn = {"format": "taktsight.zones/1", "zones": [zone]}
+    (tmp_path / "zones.json").write_text(json.dumps(drawn), encoding="utf-8")
+    wanted = request(tmp_path, region=Rectangle(0, 0, 32, 32), zones=tmp_path / "zones.json", detector="variation")
+    with pytest.raises(TrainingError, match="the ignored zones leave nothing to look at"):
+        fit(read_dataset(draw(tmp_path / "good", 6)), wanted, never)
+
+
+@pytest.fixture
+def with_labels(tmp_path: Path) -> Path:
+    """Ten good parts, two images of each, and labelled defects of which one is no image and one of another size."""
+    root = tmp_path / "set"
+    draw(root / "train" / "good", 20)
+    for number, file in enumerate(sorted((root / "train" / "good").iterdir())):
+        file.rename(file.with_name(f"part{number // 2:02d}_{number % 2}.png"))
+    draw(root / "train" / "crack", 6, seed=1)
+    for file in (root / "train" / "crack").iterdir():
+        file.rename(file.with_name(f"part9{file.name}"))
+    (root / "train" / "crack" / "a.png").write_bytes(b"no image")
+    cv2.imwrite(str(root / "train" / "crack" / "part97.png"), part(np.random.default_rng(2), (SIDE, 32)))
+    return root
+
+
+@pytest.mark.parametrize("pattern", [None, r"part\d+"])
+def test_a_detector_that_needs_no_labels_never_looks_at_them(
+    tmp_path: Path, with_labels: Path, pattern: str | None
+) -> None:
+    dataset = read_dataset(with_labels, part_pattern=pattern)
+    training = fit(dataset, request(tmp_path, detector="variation"), silent).recipe.training
+    assert training["defects"] == {"crack": 8}
+    assert training["learnt_defects"] == "none"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"detector": "cnn"}, {"detector": "vae+siamese"}, {"detector": "variation", "threshold": "best_f1"}]
+)
+def test_what_needs_labels_names_the_one_that_cannot_be_used(
+    tmp_path: Path, with_labels: Path, changes: dict[str, str]
+) -> None:
+    with pytest.raises(InputError, match=r"crack/a\.png: not a readable image"):
+        fit(read_dataset(with_labels), request(tmp_path, **changes), silent)
+    dataset = read_dataset(with_labels, part_pattern=r"part\d+")
+    with pytest.raises(InputError, match=r"crack/a\.png: the part pattern finds nothing in its name, and defects that"):
+        fit(dataset, request(tmp_path, **changes), never)
 
 
 def test_images_of_several_sizes_are_used_with_a_note(tmp_path: Path) -> None:
@@ -285,7 +340,7 @@ def test_an_interrupted_training_goes_on_where_it_stood_with_the_same_result(tmp
 
 
 def test_a_second_training_without_a_stranger_goes_on_where_it_stood(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(strangers, "strangers", lambda scores: np.array([0]))
+    monkeypatch.setattr(strangers, "strangers", lambda scores, looks: np.array([0]))
     monkeypatch.setattr("trainer.fit.ROUNDS", 2)
     options = dataclasses.replace(OPTIONS, epochs=4)
     folder = draw(tmp_path / "good", 20)

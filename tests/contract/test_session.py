@@ -9,12 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from recipes import write_tiny_recipe
+from rich.console import Console
 
-from calibration.errors import InputError
+from calibration.errors import InputError, RecipeError
 from calibration.recipe import read_recipe, write_recipe
-from trainer import session
+from trainer import race_session, session
 from trainer.fit import FitRequest
 from trainer.learning import Options
+from trainer.race import RaceRequest
 
 SIDE = 64
 
@@ -34,6 +37,11 @@ def learn(data: Path, recipe: Path) -> None:
     options = Options(memory_entries=60, epochs=2, latent=8)
     request = FitRequest(recipe, detector="vae", height=SIDE, width=SIDE, registration="off", options=options)
     session.learn(data, request, part_pattern=None, bit_depth=None, product=None)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what was printed, in one line."""
+    return " ".join("".join(capsys.readouterr()).split())
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +88,45 @@ def test_a_product_that_is_not_utf8_is_refused_before_the_training(data: Path, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("product", ["", "x" * 201, "a\nb"])
+def test_a_product_that_no_recipe_holds_is_refused_before_the_training(data: Path, tmp_path: Path, product) -> None:
+    with pytest.raises(InputError, match="characters found, need 1 to 200, none of them a control character"):
+        session.learn(data, FitRequest(tmp_path / "a.recipe"), part_pattern=None, bit_depth=None, product=product)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_name_is_no_products_is_refused_before_the_training(tmp_path: Path) -> None:
+    folder = draw(tmp_path / ("x" * 201), 6, 0)
+    with pytest.raises(InputError, match=r"of 201 characters found, .*: give another with --product"):
+        learn(folder, tmp_path / "a.recipe")
+    assert not (tmp_path / "a.recipe").exists()
+
+
 def test_a_folder_in_the_place_of_the_recipe_is_refused_before_the_training(data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     with pytest.raises(InputError, match=r"recipes: a folder, need a file's path .*recipes/NAME\.recipe"):
         learn(data, tmp_path / "recipes")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(data: Path, tmp_path: Path, monkeypatch):
+    def refused(**where: Path) -> None:
+        raise OSError(30, "Read-only file system", str(where["dir"]))
+
+    monkeypatch.setattr(session.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(session, "read_dataset", None)
+    with pytest.raises(InputError, match=rf"{tmp_path.name}: Read-only file system: give a folder that can be written"):
+        learn(data, tmp_path / "a.recipe")
+
+
+def test_a_second_fit_of_a_recipe_is_refused_and_the_first_leaves_no_lock(data: Path, tmp_path: Path, monkeypatch):
+    def second(*_: object) -> None:
+        monkeypatch.setattr(session, "fit", None)
+        learn(data, tmp_path / "a.recipe")
+
+    monkeypatch.setattr(session, "fit", second)
+    with pytest.raises(InputError, match=r"another fit makes .*a\.recipe \(process \d+\): wait for its end"):
+        learn(data, tmp_path / "a.recipe")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_report_of_another_threshold_than_the_recipe_has_now_says_so(data: Path, tmp_path: Path, capsys) -> None:
@@ -109,3 +152,53 @@ def test_only_the_fits_own_thresholds_count_what_the_fit_left_out(data: Path, tm
     assert "the 2 left out counted as good" in session.rate_told(recipe)
     afterwards = replace(recipe.thresholds, fitted_on="onnxruntime f32, 2 threads")
     assert "left out" not in session.rate_told(replace(recipe, thresholds=afterwards))
+
+
+def test_a_recipe_without_a_report_gives_none(tmp_path: Path) -> None:
+    write_tiny_recipe(tmp_path / "a.recipe", report="")
+    with pytest.raises(RecipeError, match="holds no report: make one with taktsight-trainer evaluate --report"):
+        session.taken_out(tmp_path / "a.recipe", tmp_path / "a.html")
+    assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_an_interrupted_training_says_that_it_can_be_gone_on_with(
+    data: Path, tmp_path: Path, monkeypatch, capsys, checkpoint: bool
+) -> None:
+    def interrupted(*_: object) -> None:
+        if checkpoint:
+            (tmp_path / "a.recipe.checkpoint").write_bytes(b"state")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(data, tmp_path / "a.recipe")
+    assert ("a.recipe.checkpoint holds what was trained so far: go on with --resume" in told(capsys)) == checkpoint
+
+
+@pytest.mark.parametrize("mark", ["[blue]", "[/]", "[tief]"])
+def test_square_brackets_are_shown_as_they_are(tmp_path: Path, monkeypatch, capsys, mark: str) -> None:
+    """They are neither taken for a style nor end a fit whose recipe is written."""
+    root = tmp_path / "flange"
+    draw(root / "train" / "good", 8, 0)
+    kind = mark.replace("/", "-")
+    draw(root / "test" / f"loch {kind}", 2, 1)
+    draw(root / "test" / "good", 2, 2)
+    file = tmp_path / f"out {kind}.recipe"
+    monkeypatch.setattr(session, "console", Console(width=500, highlight=False, emoji=False))
+    wanted = FitRequest(file, detector="variation", height=SIDE, width=SIDE, registration="off")
+    session.learn(root, wanted, part_pattern=None, bit_depth=None, product=f"flange {mark}")
+    shown = told(capsys)
+    assert f"flange {mark}: variation" in shown
+    assert f"loch {kind} " in shown
+    assert f"out {kind}.recipe (" in shown
+
+
+def test_a_race_for_a_recipe_that_no_product_of_such_a_name_has_is_refused_before_the_first_heat(
+    tmp_path: Path, monkeypatch
+) -> None:
+    folder = draw(tmp_path / ("x" * 201), 6, 0)
+    wanted = RaceRequest(data=folder, out=tmp_path / "race", takt_ms=50.0)
+    monkeypatch.setattr(race_session.race, "carried_out", lambda *_: pytest.fail("a heat was run"))
+    with pytest.raises(InputError, match="of 201 characters found"):
+        race_session.run(wanted, tmp_path / "a.recipe", None)

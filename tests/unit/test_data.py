@@ -298,6 +298,15 @@ def test_a_part_pattern_that_finds_nothing_is_refused(tmp_path: Path, pattern):
         read_dataset(tmp_path, part_pattern=pattern)
 
 
+def test_only_good_images_to_learn_from_need_a_part_number(mvtec: Path):
+    """MVTec's test images are called 000.png: where a pattern finds nothing, each is a part of its own."""
+    store(mvtec / "train/dent/1.png")
+    dataset = read_dataset(mvtec, part_pattern=r"(?:9|10)")
+    assert [item.part for item in dataset.good] == ["9", "10"]
+    assert [item.part for item in dataset.test] == ["test/dent/1.png", "test/dent/2.png", "test/good/1.png"]
+    assert [item.part for item in dataset.defects] == ["train/dent/1.png"]
+
+
 def test_a_part_pattern_that_is_no_expression_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"part pattern '\(': missing \).*: give a regular expression"):
         read_dataset(tmp_path, part_pattern="(")

@@ -13,7 +13,7 @@ from torch import nn
 from calibration.errors import InputError, NotRegistered
 from calibration.images import encode_png, read_image
 from calibration.preprocess import View
-from trainer import generate_session
+from trainer import generate, generate_session
 from trainer.catalogue import Ignoring, Reconstruction
 from trainer.data import read_dataset
 from trainer.export import export_graph
@@ -189,6 +189,54 @@ def test_a_place_that_holds_no_new_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="link: File exists: give a folder that can be written"):
         write_pictures(tmp_path / "link", np.zeros((2, 1, 8, 8), np.float32))
+
+
+def test_an_interrupt_leaves_no_half_of_a_set(tmp_path: Path, monkeypatch) -> None:
+    written = []
+
+    def interrupting(pixels: np.ndarray) -> bytes:
+        written.append(pixels)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return encode_png(pixels)
+
+    monkeypatch.setattr(generate, "encode_png", interrupting)
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new" / "made", tmp_path / "empty"):
+        written.clear()
+        with pytest.raises(KeyboardInterrupt):
+            write_pictures(folder, np.zeros((5, 1, 8, 8), np.float32))
+        assert len(written) == 3
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+@pytest.fixture
+def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the pictures from a generator of chance in place of a recipe's."""
+    monkeypatch.setattr(generate_session, "read_recipe", lambda path: Trained())
+    monkeypatch.setattr(generate_session, "generated", lambda recipe, count, seed, progress: good_images()[:count])
+
+
+@pytest.mark.usefixtures("seeded")
+def test_the_folder_where_the_user_stands_is_filled_and_the_overview_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = good_folder(tmp_path / "good")
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    generate_session.generate(tmp_path / "part.recipe", data, Path(), count=4, seed=0)
+    assert sorted(path.name for path in Path().iterdir()) == [f"{number:06d}.png" for number in (1, 2, 3, 4)]
+    assert read_image(tmp_path / "made.png").shape == (640, 640, 3)
+
+
+@pytest.mark.usefixtures("seeded")
+def test_a_picture_in_the_place_of_the_overview_is_not_overwritten(tmp_path: Path) -> None:
+    data = good_folder(tmp_path / "good")
+    (tmp_path / "made.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"made\.png: is there already: take it away, or give another folder"):
+        generate_session.generate(tmp_path / "part.recipe", data, tmp_path / "made", count=4, seed=0)
+    assert (tmp_path / "made.png").read_bytes() == b"mine"
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_folder_that_is_not_new_is_refused_before_the_work(tmp_path: Path, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib.metadata
 import json
 import math
+import os
 import re
 import sys
 import types
@@ -273,3 +274,90 @@ def test_without_ray_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackage, match=r"pip install 'taktsight\[race\]'"):
         list(on_ray("local", []))
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ([Result(failed="4 good images found")] * 2, "no candidate could be fitted, the first: 4 good images found"),
+        ([Result(failed="no weights"), Result(p99_ms=60.0)], "no candidate keeps the takt: see the table"),
+    ],
+)
+def test_candidates_that_all_failed_are_not_called_too_slow(images, tmp_path, monkeypatch, results, said):
+    monkeypatch.setattr(
+        race, "carried_out", lambda asked, *_: [Entry(*pair) for pair in zip(asked, results, strict=True)]
+    )
+    request = RaceRequest(images, tmp_path, 50.0, detectors=("patch_layout", "variation"))
+    with pytest.raises(TrainingError, match=said):
+        race_session.run(request, None, None)
+
+
+@pytest.mark.parametrize("escape", [None, 0.1])
+def test_an_order_that_rests_on_synthetic_defects_says_so(tmp_path, monkeypatch, capsys, escape):
+    """Good test images alone, without a defective one, tell nothing of escape."""
+    for folder in ("train/good", "test/good"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "set" / folder / "0.png"), np.full((32, 32), 100, np.uint8))
+    told = entry("variation", escape=escape).result
+    monkeypatch.setattr(race, "carried_out", lambda asked, *_: [Entry(heat, told) for heat in asked])
+    race_session.run(RaceRequest(tmp_path / "set", tmp_path, 50.0, detectors=("variation",)), None, None)
+    assert ("the order rests on synthetic defects" in "".join(capsys.readouterr())) is (escape is None)
+
+
+def test_a_recipe_that_cannot_be_written_ends_a_race_before_it_starts(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(race_session, "read_dataset", None)
+    request = RaceRequest(images, tmp_path / "race", 50.0)
+    with pytest.raises(InputError, match=r"nofolder: not a folder"):
+        race_session.run(request, tmp_path / "nofolder" / "x.recipe", None)
+
+
+def test_a_size_that_no_detector_takes_ends_a_race_before_it_starts(images):
+    with pytest.raises(TrainingError, match="size 100x100 found, need multiples of 32"):
+        heats(RaceRequest(images, images, 50.0, sizes=((256, 256), (100, 100))), read_dataset(images))
+
+
+def test_what_is_asked_for_twice_runs_once(images):
+    twice = RaceRequest(images, images, 50.0, detectors=("variation", "variation"), sizes=((64, 64), (64, 64)))
+    assert len(heats(twice, read_dataset(images))) == 1
+
+
+def test_a_link_that_leads_nowhere_is_no_image(images):
+    asked = RaceRequest(images, images, 50.0, detectors=("variation",))
+    before = heats(asked, read_dataset(images))
+    (images / "zz.png").symlink_to(images / "nowhere.png")
+    assert heats(asked, read_dataset(images)) == before
+
+
+@pytest.mark.parametrize("name", ["photometric.npz", "frames.jsonl"])
+def test_an_answer_does_not_hold_once_a_recordings_correction_or_index_has_changed(images, name):
+    asked = RaceRequest(images, images, 50.0, detectors=("variation",))
+    dataset = read_dataset(images)
+    before = heats(asked, dataset)
+    (images / name).write_bytes(b"another flat field")
+    assert heats(asked, dataset) != before
+
+
+def test_an_answer_with_other_weights_does_not_hold(images, tmp_path):
+    weights = tmp_path / "weights.pth"
+    asked = RaceRequest(images, images, 50.0, detectors=("vgg16",), weights=weights)
+    with pytest.raises(InputError, match=r"weights\.pth: No such file"):
+        heats(asked, read_dataset(images))
+    weights.write_bytes(b"one")
+    before = heats(asked, read_dataset(images))
+    weights.write_bytes(b"two")
+    assert heats(asked, read_dataset(images)) != before
+
+
+def test_a_second_race_in_a_folder_is_refused_with_the_process_that_works_there(images, tmp_path):
+    request = RaceRequest(images, tmp_path / "race", 50.0, detectors=("variation",))
+    asked = heats(request, read_dataset(images))
+
+    def second(commands):
+        with pytest.raises(InputError, match=rf"another race works in .*race \(process {os.getpid()}\): wait for"):
+            carried_out(asked, request.out, answering({}), lambda *_: None)
+        return answering({"variation": {"synthetic_auroc": 0.9}})(commands)
+
+    (found,) = carried_out(asked, request.out, second, lambda *_: None)
+    assert found.result.synthetic_auroc == 0.9
+    assert [file.name for file in request.out.iterdir()] == ["heats"]  # nothing is left in the user's way
+    assert carried_out(asked, request.out, answering({}), lambda *_: None) == [found]

@@ -20,7 +20,7 @@ import pytest
 from onnx import GraphProto, ModelProto, TensorProto
 
 from calibration.condition import ConditionLimits
-from calibration.errors import RecipeError
+from calibration.errors import InputError, RecipeError
 from calibration.images import encode_png
 from calibration.preprocess import Rectangle, View
 from calibration.recipe import Recipe, read_recipe, write_recipe
@@ -323,6 +323,38 @@ def test_the_scale_comes_back_and_decides_no_verdict(tmp_path: Path):
 def test_a_scale_that_cannot_be_is_refused(data: bytes, written, scale):
     with pytest.raises(RecipeError):
         read_recipe(written(with_manifest(data, lambda manifest: manifest.update(mm_per_px=scale))))
+
+
+@pytest.mark.parametrize(
+    ("product", "told"),
+    [
+        ("", "product '' of 0 characters found, need 1 to 200"),
+        ("x" * 201, "of 201 characters found, need 1 to 200"),
+        ("a\nb", r"product 'a\\nb' .* none of them a control character"),
+        ("a\u2028b", "none of them a control character"),
+        ("a\x1b[2Jb", "none of them a control character"),
+    ],
+)
+def test_a_name_of_a_product_that_no_recipe_holds_is_neither_written_nor_read(
+    data: bytes, written, tmp_path: Path, product: str, told: str
+):
+    with pytest.raises(InputError, match=told):
+        write_recipe(tmp_path / "a.recipe", tiny_recipe(product=product))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RecipeError, match=told):
+        read_recipe(written(with_manifest(data, lambda manifest: manifest.update(product=product))))
+
+
+@pytest.mark.parametrize(("key", "value"), [("product", 7), ("product", None), ("detector", ""), ("detector", 7)])
+def test_a_name_that_is_none_is_refused(data: bytes, written, key: str, value: object):
+    with pytest.raises(RecipeError, match="a member does not hold what format 3 says"):
+        read_recipe(written(with_manifest(data, lambda manifest: manifest.update({key: value}))))
+
+
+@pytest.mark.parametrize("product", ["x" * 200, "Flansch \u00e4\u00a0\u4e2d [blau]", "a/b:c"])
+def test_any_text_of_200_characters_is_a_name_of_a_product(tmp_path: Path, product: str):
+    write_tiny_recipe(tmp_path / "a.recipe", product=product)
+    assert read_recipe(tmp_path / "a.recipe").product == product
 
 
 def test_a_half_precision_graph_that_names_other_files_is_refused(tmp_path: Path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from calibration.errors import InputError
 from trainer.catalogue import RECONSTRUCTORS, method
 from trainer.errors import TrainingError
 from trainer.learning import Material, Options
@@ -20,7 +22,7 @@ from trainer.reconstructors.gan_training import Adversaries
 from trainer.reconstructors.kde_ae import KdeAutoencoder
 from trainer.reconstructors.noise_ae import NoiseAutoencoder
 from trainer.reconstructors.patch_ae import Layout, PatchAutoencoder
-from trainer.training import Stage, batches, enough, falling, train
+from trainer.training import Stage, batches, checkpoint_of, enough, falling, forget, train
 
 SIDE = 32
 OPTIONS = Options(epochs=2, latent=4, patch=16)
@@ -45,6 +47,16 @@ def material(folder: Path, images: Tensor | None = None, *, resume: bool = False
     return Material(images, torch.ones(images.shape[2:]), np.arange(len(images)) % 5, folder / "checkpoint", resume)
 
 
+class Recorded(Options):
+    """Options that know which of them were read."""
+
+    read: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name: str) -> object:
+        Recorded.read.add(name)
+        return super().__getattribute__(name)
+
+
 def fitted(name: str, folder: Path, options: Options = OPTIONS, *, resume: bool = False) -> nn.Module:
     return RECONSTRUCTORS[name](material(folder, resume=resume), LEARN, VALIDATE, options, silent)
 
@@ -60,6 +72,16 @@ def test_every_reconstructor_returns_an_image_and_one_code(name: str, tmp_path: 
     torch.testing.assert_close(alone[0], reconstruction[:1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone[1], latent[:1], rtol=1e-4, atol=1e-4)
     assert not any(weight.requires_grad for weight in network.parameters())
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTORS)
+def test_a_checkpoint_knows_every_option_that_its_training_reads(name: str, tmp_path: Path) -> None:
+    Recorded.read.clear()
+    fitted(name, tmp_path, Recorded(epochs=1, latent=4, patch=16))
+    stages = torch.load(tmp_path / "checkpoint", weights_only=True)
+    known = {option for stage in stages.values() if isinstance(stage, dict) for option in stage["asked"]}
+    of_the_search = {"inversion_steps", "inversion_rate", "inversion_loss", "masked_share"}
+    assert Recorded.read - {"epochs", "patience", "device"} - of_the_search <= known
 
 
 @pytest.mark.parametrize("name", RECONSTRUCTORS)
@@ -90,9 +112,101 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     for name, options in (("kde_ae", OPTIONS), ("vae", replace(OPTIONS, latent=5))):
         with pytest.raises(TrainingError, match="of another training"):
             fitted(name, tmp_path, options, resume=True)
+    with pytest.raises(TrainingError, match=r"of another training \(vae, not kde_ae\): ask for the same"):
+        fitted("kde_ae", tmp_path, resume=True)
     (tmp_path / "checkpoint").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="no checkpoint: start without --resume"):
         fitted("vae", tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("noise_ae", {"with --noise-share 0.1": {"noise_share": 1.0}}),
+        ("vae", {"with --seed 0": {"seed": 1}, "with --samples 0": {"samples": 2}}),
+        ("patch_ae", {"with --sparsity 0.001": {"sparsity": 1.0}, "with --downsize 2": {"downsize": 1}}),
+        (
+            "dcgan",
+            {
+                "with --flip": {"flip": False},
+                "without --wasserstein": {"wasserstein": True},
+                "with --feature-weight 0.1": {"feature_weight": 0.5},  # read by the second stage alone
+            },
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_options_is_refused_by_the_name_of_the_first(
+    name: str, others: dict[str, dict[str, object]], tmp_path: Path
+) -> None:
+    fitted(name, tmp_path, replace(OPTIONS, epochs=1))
+    for said, changed in others.items():
+        options = replace(OPTIONS, epochs=1, **changed)
+        with pytest.raises(TrainingError, match=rf"of another training, {said}: ask for the same, or start without"):
+            fitted(name, tmp_path, options, resume=True)
+
+
+def test_a_training_goes_on_with_more_epochs_and_with_options_that_only_scores_depend_on(tmp_path: Path) -> None:
+    fitted("kde_ae", tmp_path, replace(OPTIONS, epochs=1))
+    more = fitted("kde_ae", tmp_path, replace(OPTIONS, patience=9, norm=2, neighbours=3), resume=True)
+    whole = fitted("kde_ae", tmp_path)
+    for value, other in zip(whole.state_dict().values(), more.state_dict().values(), strict=True):
+        torch.testing.assert_close(other, value)
+
+
+def test_a_checkpoint_of_another_mask_is_refused(tmp_path: Path) -> None:
+    fitted("vae", tmp_path, replace(OPTIONS, epochs=1))
+    shown = material(tmp_path, resume=True)
+    shown.keep[:8] = 0.0
+    with pytest.raises(TrainingError, match="with another --ignore or --zones: ask for the same"):
+        RECONSTRUCTORS["vae"](shown, LEARN, VALIDATE, OPTIONS, silent)
+
+
+def test_a_checkpoint_knows_a_weights_file_by_its_contents(tmp_path: Path) -> None:
+    network = nn.Linear(1, 1)
+    stage = Stage("x", network, (), lambda epoch: None, lambda: 1.0, reads=("weights",))
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"one")
+    train(stage, material(tmp_path), replace(OPTIONS, weights=file), silent)
+    file.rename(tmp_path / "moved.pth")
+    again = material(tmp_path, resume=True)
+    train(stage, again, replace(OPTIONS, weights=tmp_path / "moved.pth"), silent)
+    (tmp_path / "moved.pth").write_bytes(b"other")
+    with pytest.raises(TrainingError, match="with another --weights: ask for the same"):
+        train(stage, again, replace(OPTIONS, weights=tmp_path / "moved.pth"), silent)
+    with pytest.raises(InputError, match=r"weights\.pth: No such file or directory: give a weights file"):
+        train(stage, again, replace(OPTIONS, weights=file), silent)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("unexpected pos 778304\nat c10"), OSError(28, "No space left on device")]
+)
+def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_no_half_of_it(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(values: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"checkpoint .*: cannot be written \([^\n]*\): free space there"):
+        fitted("kde_ae", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_checkpoint_of_a_killed_training_is_forgotten_with_the_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(values: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    shown = replace(material(tmp_path), checkpoint=checkpoint_of(tmp_path / "a.recipe"))
+    with pytest.raises(KeyboardInterrupt):
+        RECONSTRUCTORS["kde_ae"](shown, LEARN, VALIDATE, replace(OPTIONS, epochs=1), silent)
+    assert len(list(tmp_path.iterdir())) == 1
+    forget(shown.checkpoint)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["vae", "patch_ae", "kde_ae", "noise_ae"])

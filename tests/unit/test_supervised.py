@@ -33,7 +33,9 @@ def images(n: int, channels: int = 1, seed: int = 0) -> Tensor:
 
 
 def material(folder: Path, labels: tuple[str, ...] = ()) -> Material:
-    defects = Defects(images(len(labels), seed=9), labels, defect_folds(labels, 5, 0)) if labels else None
+    parts = tuple(map(str, range(len(labels))))
+    fold = defect_folds(labels, parts, 5, 0)
+    defects = Defects(images(len(labels), seed=9), labels, parts, fold) if labels else None
     return Material(images(15), torch.ones(SIDE, SIDE), np.arange(15) % 5, folder / "checkpoint", defects=defects)
 
 

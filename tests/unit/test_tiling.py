@@ -120,7 +120,8 @@ def test_nothing_under_the_ignore_mask_moves_the_score() -> None:
 
 @pytest.mark.parametrize("labels", [(), ("dent",) * 4])
 def test_a_method_that_learns_from_labels_is_told_that_tiles_have_none(labels: tuple[str, ...]) -> None:
-    defects = Defects(torch.zeros(len(labels), 1, HEIGHT, WIDTH), labels, np.arange(len(labels)) % 5)
+    names = tuple(map(str, range(len(labels))))
+    defects = Defects(torch.zeros(len(labels), 1, HEIGHT, WIDTH), labels, names, np.arange(len(labels)) % 5)
     shown = replace(material(parts(10)), defects=defects if labels else None)
     with pytest.raises(TrainingError, match=r"cnn learns from labelled defects, but a label says nothing of a single "):
         tiled(method("cnn"), TILES)(shown, Options(), silent)
@@ -136,6 +137,25 @@ def test_the_engine_has_a_share_of_its_time_for_each_tile(whole_ms: float | None
 
     tiled(noted, TILES)(replace(material(parts(20)), engine_ms=whole_ms), Options(), silent)
     assert asked == [tile_ms]
+
+
+@pytest.mark.parametrize(("count", "name"), [(5, "noise_ae"), (6, "noise_ae"), (5, "student")])
+def test_one_good_part_alone_cannot_be_scored_unseen_in_tiles(count: int, name: str, tmp_path: Path) -> None:
+    """Refused before the training: where one fold is held out, it holds a second part from 7 on."""
+    few = replace(material(parts(count)), checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(TrainingError, match=rf"^{count} good images found: in tiles .* needs at least 7"):
+        tiled(method(name), TILES)(few, Options(epochs=1), never)
+
+
+def never(what: str, done: int, total: int) -> None:
+    raise AssertionError(f"{what} was begun")
+
+
+def test_seven_good_parts_are_enough_in_tiles(tmp_path: Path) -> None:
+    enough = replace(material(parts(7)), checkpoint=tmp_path / "checkpoint")
+    learned = tiled(method("noise_ae"), TILES)(enough, Options(epochs=1), silent)
+    assert len(learned.good_scores) == 2
+    assert np.isfinite(learned.good_scores).all()
 
 
 def test_few_held_out_parts_are_judged_alike_everywhere() -> None:

@@ -48,7 +48,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
     def loss(some: Tensor) -> Tensor:
         return pair.loss(shallow[some], deep[some])
 
-    stage = learnt("student", pair, loss, (learn, validate), options, patience=PATIENCE)
+    stage = learnt("student", pair, loss, (learn, validate), options, patience=PATIENCE, reads=("weights",))
     train(stage, material, options, progress)
     module = Student(features, pair, keep)
     module.learn_usual(in_chunks(module.differences, material.batch[validate], progress, "places")[0])

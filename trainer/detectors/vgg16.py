@@ -42,7 +42,7 @@ def fit(material: Material, options: Options, progress: Progress) -> Learned:
         ]
     )
     examples = Examples(cached[0], cached[1]), Examples(cached[2], cached[3])
-    train_classifier("vgg16", network, examples, optimiser, (material, options, progress))
+    train_classifier("vgg16", network, examples, optimiser, (material, options, progress), reads=("weights",))
     return held_out_judged(network, material.batch, held_out, progress, learnt_defects=LEARNT)
 
 

@@ -131,4 +131,5 @@ def _encoder_stage(
         train_epoch=train_epoch,
         loss=lambda: mean_loss(apart, encoder, unseen),
         after=("generator",),
+        reads=("latent", "feature_weight"),
     )

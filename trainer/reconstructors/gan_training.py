@@ -23,6 +23,7 @@ LOST = 8.0  # mean of -log D(G(z)): the discriminator is sure of every picture
 FEWEST = 0.01  # variety of the generated pictures as a share of the real ones': one picture for every z
 FEWEST_BATCHES = 8  # an epoch of a small set goes through it again
 PATIENCE = 10  # epochs in a row that are lost or without variety
+READS = ("latent", "wasserstein", "resize", "flip")
 
 
 class Adversaries(nn.Module):
@@ -52,7 +53,8 @@ class Adversaries(nn.Module):
             torch.optim.Adam(judge, lr=rate, betas=betas),
         )
         game = _Game(self, optimisers, images, options)
-        train(Stage("generator", self, optimisers, game.train_epoch, loss=None), material, options, progress)
+        stage = Stage("generator", self, optimisers, game.train_epoch, loss=None, reads=READS)
+        train(stage, material, options, progress)
 
 
 class _Game:

@@ -71,7 +71,8 @@ def fit(material: Material, learn: Tensor, validate: Tensor, options: Options, p
 
     gray = network.gray(material.batch.to(options.device))
     images = with_noise(gray[learn], options), gray[validate]
-    train(learnt("noise_ae", network, loss, images, options, patience=PATIENCE), material, options, progress)
+    stage = learnt("noise_ae", network, loss, images, options, patience=PATIENCE, reads=("noise_share",))
+    train(stage, material, options, progress)
     return network
 
 

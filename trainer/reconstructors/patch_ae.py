@@ -139,5 +139,6 @@ def fit(material: Material, learn: Tensor, validate: Tensor, options: Options, p
         return (squares + options.sparsity * codes.abs().sum()) / len(patches)
 
     images = material.batch[learn].to(options.device), material.batch[validate].to(options.device)
-    train(learnt("patch_ae", network, loss, images, options), material, options, progress)
+    stage = learnt("patch_ae", network, loss, images, options, reads=("latent", "downsize", "patch", "sparsity"))
+    train(stage, material, options, progress)
     return network

@@ -91,6 +91,7 @@ def fit(material: Material, learn: Tensor, validate: Tensor, options: Options, p
             optimisers=(optimiser,),
             train_epoch=lambda epoch: _train_epoch(network, optimiser, images, epoch, options),
             loss=lambda: mean_loss(lambda part: elbo_loss(network, part, part), network, unseen),
+            reads=("latent", "samples"),
         ),
         material,
         options,

@@ -56,7 +56,8 @@ def fit(network: nn.Module, material: Material, learn: Tensor, options: Options,
     )
     apart = replace(material, checkpoint=material.checkpoint.with_name(f"{material.checkpoint.name}.siamese"))
     examples = Examples(cached[0], cached[1]), Examples(cached[2], cached[3])
-    train_classifier("siamese", siamese, examples, optimiser, (apart, options, progress))
+    rest = apart, options, progress
+    train_classifier("siamese", siamese, examples, optimiser, rest, reads=("backbone", "weights"))
     apart.checkpoint.unlink(missing_ok=True)
     return siamese
 
