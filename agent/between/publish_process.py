@@ -28,6 +28,7 @@ HUNG_S = 30.0  # without a sign of life; a disk may take its time
 START_AGAIN_S = (0.0, 1.0, 2.0, 5.0, 10.0)  # waits before the first, second ... start after it ended of itself
 STEADY_S = 60.0  # after so long the waits begin anew
 END_S = 20.0  # for what it does after the line has ended
+END_STARTS = 3  # of a process that dies at the end: what waits in memory is not given up for one kill
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,21 @@ class PublishProcess:
         It has all the time that it needs while it goes on storing, and END_S for the rest.
         given_up: verdicts that never came into the ring. goes_on: is called about once a second meanwhile.
         """
-        if self._process is not None and self._process.poll() is not None and self._ended is None:
+        for _ in range(END_STARTS):
+            if self._process is not None and self._process.poll() is not None and self._ended is None:
+                self._hang_up()
+                self._process = None
+            if self._process is None:
+                self._spawn(is_first=False)
+            self._wait_for_end(goes_on)
             self._hang_up()
-            self._process = None
-        if self._process is None:
-            self._spawn(is_first=False)
-        assert self._process is not None
+            if self._ended is not None or self._process is None:
+                break
+            log.error("the publish process ended with code %d before it had stored all", self._process.returncode)
+        return self._ended or Ended(Undelivered(0, 0), self._ring.pending + given_up)
+
+    def _wait_for_end(self, goes_on: Callable[[], object]) -> None:
+        """Return once the process has ended, which it is made to where it does nothing any more."""
         pending, give_up_s = self._ring.pending, time.monotonic() + HUNG_S + END_S
         while self._process is not None:
             goes_on()
@@ -140,8 +150,6 @@ class PublishProcess:
             if time.monotonic() >= give_up_s:
                 log.error("the publish process does not end: ending it")
                 self.kill()
-        self._hang_up()
-        return self._ended or Ended(Undelivered(0, 0), self._ring.pending + given_up)
 
     def kill(self) -> None:
         """End it as it stands."""

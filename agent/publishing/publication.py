@@ -243,6 +243,8 @@ class Publication:
         self._audit.tell("agent stop", new={"run": self._hello.run, "digest": self._charge.origin.recipe_digest})
         undelivered = [publisher.stop(DELIVER_AT_END_S) for publisher in self._publishers]
         lost = self._ring.pending + int(self._about_line.get("given_up", 0))
+        if lost:
+            log.error("%d verdicts are lost: %s", lost, self._refusal or "they were given up before")
         self._outbox.close()
         if self._command_log is not None:
             self._command_log.close()

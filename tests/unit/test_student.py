@@ -71,7 +71,7 @@ def test_it_is_trained_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
     class Reached(Exception):
         pass
 
-    def learnt(name, network, loss, images, options, *, patience):
+    def learnt(name, network, loss, images, options, *, patience, reads):
         where = {parameter.device.type for parameter in network.parameters()}
         raise Reached(*where, loss(torch.tensor([0, 1])).device.type)
 
