@@ -29,3 +29,18 @@ def test_one_that_ends_before_it_is_ready_is_told_with_its_code(tmp_path, monkey
     assert time.monotonic() - before_s < publish_process.START_S
     os.close(wake)
     ring.close()
+
+
+def test_one_that_dies_while_the_run_ends_is_started_again_before_anything_is_given_up(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho started >> "{tmp_path}/starts"\nexit 9\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    ring = Ring.make(slots=2, slot_bytes=256, picture_bytes=0)
+    wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    process = PublishProcess(tmp_path / "station.yaml", b"", ring, wake, hello=lambda _: {}, asked={}, told={})
+    ended = process.end(given_up=2)
+    assert (tmp_path / "starts").read_text().split() == ["started"] * publish_process.END_STARTS
+    assert ended.lost == 2
+    os.close(wake)
+    ring.close()
