@@ -19,6 +19,13 @@ SIDE = 32  # of the picture, px
 BLOCK = 8  # px of the picture that become one place of the anomaly map
 LEVEL = 0.5  # reflectance of a perfect part
 OPSET, IR_VERSION = 17, 8  # old enough for every engine
+STATION = """
+station: cell7
+recipe: tiny.recipe
+recipes: {unsigned: allow}
+takt_ms: 10
+camera: {kind: simulated}
+"""
 
 
 def tiny_recipe(*, level: float = LEVEL, colour: bool = False, **overrides: Any) -> Recipe:
@@ -51,6 +58,13 @@ def write_tiny_recipe(path: Path, **overrides: Any) -> Recipe:
     """Write a tiny recipe to path and return it with its digest; arguments as `tiny_recipe`."""
     recipe = tiny_recipe(**overrides)
     return tiny_recipe(**{**overrides, "digest": write_recipe(path, recipe)})
+
+
+def write_tiny_station(folder: Path, more: str) -> Path:
+    """Write tiny.recipe and a station.yaml that judges with it, and return the latter's path; more: its other lines."""
+    write_tiny_recipe(folder / "tiny.recipe")
+    (folder / "station.yaml").write_text(STATION + more + "\n")
+    return folder / "station.yaml"
 
 
 def tiny_answer(batch: NDArray[np.float32], level: float = LEVEL) -> tuple[NDArray[np.float32], float]:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from recipes import write_tiny_recipe
+from recipes import write_tiny_station
 from verdicts import archived
 
 from agent.between.control import Asking, pair
@@ -23,14 +23,7 @@ from calibration.frame import Frame
 RUN = "0123456789ab"
 CHARGE = Charge(Origin("cell7", RUN, "tiny", "d" * 64, "onnxruntime f32", simulated=True, on_no_verdict="reject"), 0.2)
 PARTS = 12
-STATION = """
-station: cell7
-recipe: tiny.recipe
-recipes: {unsigned: allow}
-takt_ms: 10
-camera: {kind: simulated}
-archive: {folder: archive, pictures: all}
-"""
+ARCHIVE = "archive: {folder: archive, pictures: all}\n"
 
 
 class KilledHere(BaseException):
@@ -90,8 +83,7 @@ class Run:
 @pytest.fixture(params=["", "mqtt: {topic: a/b, port: 1, heatmaps: false}"], ids=["memory", "mqtt"])
 def run(request, tmp_path):
     """Return a run of a station without a broker, and with one."""
-    write_tiny_recipe(tmp_path / "tiny.recipe")
-    (tmp_path / "station.yaml").write_text(STATION + request.param + "\n")
+    write_tiny_station(tmp_path, ARCHIVE + request.param)
     made = Run(read_station(tmp_path / "station.yaml"))
     yield made
     made.kill()

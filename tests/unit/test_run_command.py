@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from recipes import write_tiny_recipe
+from recipes import write_tiny_station
 
 from agent import __main__ as command
 from agent.between.publish_process import Ended
@@ -14,21 +14,11 @@ from agent.line.tally import Tally
 from agent.publishing.publisher import Undelivered
 from calibration.errors import InputError
 
-STATION = """
-station: cell7
-recipe: tiny.recipe
-recipes: {unsigned: allow}
-takt_ms: 10
-camera: {kind: simulated}
-archive: {folder: archive}
-"""
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Return a function that ends a run with so many verdicts lost and returns what was printed."""
-    write_tiny_recipe(tmp_path / "tiny.recipe")
-    (tmp_path / "station.yaml").write_text(STATION)
+    write_tiny_station(tmp_path, "archive: {folder: archive}")
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     monkeypatch.setattr(command, "log_to_journal", lambda **_: None)
 
