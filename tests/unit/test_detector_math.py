@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from trainer.detectors import layout, patch_gaussian, patch_memory, turned
-from trainer.detectors.patch_layout import MOST_LAYOUT, Weighing, held_out_scores, layout_weight
+from trainer.detectors.patch_layout import MOST_LAYOUT, PatchLayout, Weighing, held_out_scores, layout_weight
 from trainer.learning import Material, Options
 
 
@@ -23,6 +24,57 @@ def test_the_distance_at_a_place_is_mahalanobis_with_the_neighbours_moments() ->
     covariance = np.cov(near.T, bias=True) + patch_gaussian.RIDGE * np.eye(3)
     difference = values[0, :, 2, 2].numpy() - near.mean(0)
     assert float(found) == pytest.approx(np.sqrt(difference @ np.linalg.solve(covariance, difference)), rel=1e-4)
+
+
+def test_a_detector_judges_by_the_same_distance_though_it_keeps_half_of_each_root() -> None:
+    fold, keep = np.arange(60) % 5, torch.ones(1, 1, 5, 5)
+    values = torch.randn(60, 50, 5, 5, generator=torch.Generator().manual_seed(5))
+    module, _ = patch_gaussian.learned_gaussians(values, fold, keep, 0, lambda *_: None, copies=values[:0])
+    reduced = F.conv2d(values - module.mean, module.components)
+    centre, root = patch_gaussian.gaussians(patch_gaussian.Sums.of(reduced))
+    expected = (patch_gaussian.distance(reduced, centre, root) - module.usual) / module.spread
+    torch.testing.assert_close(module.judged(values)[0], expected, rtol=1e-3, atol=1e-3)
+    assert module.lower.numel() < 0.52 * root.numel()
+
+
+class Seen(nn.Module):
+    """Features as they are given, in place of a backbone's."""
+
+    def __init__(self, *seen: torch.Tensor) -> None:
+        super().__init__()
+        self.seen = list(seen)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return self.seen
+
+
+def test_the_outline_draws_the_map_and_has_no_say_in_the_score() -> None:
+    generator = torch.Generator().manual_seed(6)
+    fold, keep = np.arange(60) % 5, torch.ones(1, 1, 8, 8)
+    sharp, fine, near = (torch.randn(60, channels, 8, 8, generator=generator) for channels in (50, 50, 6))
+    vectors = torch.randn(60, 30, generator=generator)
+    outline, gaussian = (
+        patch_gaussian.learned_gaussians(seen, fold, keep, 0, lambda *_: None, copies=seen[:0])[0]
+        for seen in (sharp, fine)
+    )
+    material = Material(torch.zeros(60, 1, 8, 8), torch.ones(8, 8), fold, Path("unused"))
+    memory = patch_memory.learned_memory(near, material, keep, Options(), lambda *_: None, copies=near[:0])[0]
+    weighing = Weighing.of(torch.randn(60, 3, generator=generator), torch.ones(3))
+    parts = (memory, gaussian, outline, layout.Layout(vectors))
+
+    def judged(sharp: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        anomaly_map, score = PatchLayout(Seen(sharp, fine, near[:1], vectors[:1]), parts, weighing)(near[:1])
+        return anomaly_map[0, 0], score
+
+    faulty = sharp[:1].clone()
+    faulty[:, :, 2, 5] += 20.0
+    plain_map, plain_score = judged(sharp[:1], fine[:1])
+    marked_map, same_score = judged(faulty, fine[:1])
+    same_map, higher_score = judged(sharp[:1], faulty)
+    changed = (marked_map != plain_map).nonzero().tolist()
+    assert changed == [[2, 5]] and float(marked_map.max()) == float(marked_map[2, 5])
+    assert float(same_score) == float(plain_score) < float(higher_score)
+    assert torch.equal(same_map, plain_map)
 
 
 def test_sums_without_a_fold_are_the_sums_of_the_others() -> None:

@@ -76,7 +76,9 @@ class PatchGaussian(nn.Module):
     def __init__(
         self,
         projection: tuple[Tensor, Tensor],  # mean (D,), components (d, D, 1, 1)
-        gaussians: tuple[Tensor, Tensor],  # centre (h'w', d, 1), root (h'w', d, d) with root' root = inverse covariance
+        gaussians: tuple[
+            Tensor, Tensor
+        ],  # centre (h'w', d, 1), lower root (h'w', d, d): root' root = inverse covariance
         moments: tuple[Tensor, Tensor],  # usual and spread, each (1, 1, h', w')
         keep: Tensor,  # (1, 1, h', w')
     ) -> None:
@@ -85,7 +87,12 @@ class PatchGaussian(nn.Module):
         self.register_buffer("mean", projection[0][:, None, None])
         self.register_buffer("components", projection[1])
         self.register_buffer("centre", gaussians[0])
-        self.register_buffer("root", gaussians[1])
+        dimensions = gaussians[1].shape[1]
+        rows, columns = torch.tril_indices(dimensions, dimensions)
+        filled = torch.full((dimensions, dimensions), len(rows))  # above the diagonal: the zero behind the last number
+        filled[rows, columns] = torch.arange(len(rows))
+        self.register_buffer("filled", filled.flatten())
+        self.register_buffer("lower", F.pad(gaussians[1][:, rows, columns], (0, 1)))  # half the bytes of the roots
         self.register_buffer("usual", moments[0])
         self.register_buffer("spread", moments[1])
         self.register_buffer("keep", keep)
@@ -98,7 +105,8 @@ class PatchGaussian(nn.Module):
     def judged(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """Return (anomaly_map, score) of features (N, D, h', w') as `features` gives them."""
         reduced = F.conv2d(embedded - self.mean, self.components)
-        unlikely = distance(reduced, self.centre, self.root)
+        root = self.lower[:, self.filled].unflatten(1, self.centre.shape[1:2] * 2)
+        unlikely = distance(reduced, self.centre, root)
         anomaly_map = (unlikely - self.usual) / self.spread * self.keep
         return anomaly_map, top_mean(anomaly_map, self.top_count)
 
@@ -112,12 +120,17 @@ class Features(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return a list of one tensor, as a backbone does."""
-        return [joined(*self.backbone(image))]
+        return [averaged(joined(*self.backbone(image)))]
 
 
 def joined(stride_4: Tensor, stride_8: Tensor) -> Tensor:
-    """Return (N, 64, h/8, w/8), averaged over 3x3 neighbours."""
-    return F.avg_pool2d(torch.cat([F.avg_pool2d(stride_4, 2), stride_8], dim=1), 3, stride=1, padding=1)
+    """Return (N, 64, h/8, w/8)."""
+    return torch.cat([F.avg_pool2d(stride_4, 2), stride_8], dim=1)
+
+
+def averaged(seen: Tensor) -> Tensor:
+    """Return features (N, D, h', w') averaged over 3x3 neighbours."""
+    return F.avg_pool2d(seen, 3, stride=1, padding=1)
 
 
 @dataclass(frozen=True, slots=True)

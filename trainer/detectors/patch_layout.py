@@ -3,8 +3,12 @@
 Each part sees what the others miss: the memory finds strange patches wherever they lie, the Gaussians usual patches at
 an unusual place, the layout faults too large or too faint for any patch. Every part's score is brought to mean 0 and
 deviation 1 over held-out good images; their weighted sum is the score. Two things are chosen per product, from its good
-images: how much the layout counts (`layout_weight`), and whether all three learn from turned copies too, where parts
-lie at any angle (trainer/detectors/turned.py). Measured in docs/detectors.md.
+images: how much the layout counts (`layout_weight`), and whether all learn from turned copies too, where parts lie at
+any angle (trainer/detectors/turned.py).
+
+Features averaged over 3x3 neighbours rank parts better, those that are not show better where a fault ends. So the map
+is the mean of the memory's and of a second set of Gaussians, the outline, which has no say in the score.
+Measured in docs/detectors.md.
 """
 
 from __future__ import annotations
@@ -28,20 +32,21 @@ MOST_LAYOUT = 2.0  # the layout counts no more than memory and Gaussians togethe
 def fit(material: Material, options: Options, progress: Progress) -> Learned:
     """Return a detector whose thresholds rest on k-fold held-out scores: every good image is scored unseen once."""
     features = Features(options, *(side // 16 for side in material.batch.shape[2:]))
-    fine, patches, vectors = in_chunks(features, material.batch, progress, "features")
-    copies = turned_copies(features, material, options, progress, patches=1)
+    sharp, fine, patches, vectors = in_chunks(features, material.batch, progress, "features")
+    copies = turned_copies(features, material, options, progress, patches=2)
     keep = at_map_size(material.keep, *fine.shape[2:])
-    gaussian, gaussian_maps = patch_gaussian.learned_gaussians(
-        fine, material.fold, keep, options.seed, progress, copies=copies[0]
+    (outline, outline_maps), (gaussian, gaussian_maps) = (
+        patch_gaussian.learned_gaussians(seen, material.fold, keep, options.seed, progress, copies=turned)
+        for seen, turned in zip((sharp, fine), copies[:2], strict=True)
     )
-    memory, memory_maps = patch_memory.learned_memory(patches, material, keep, options, progress, copies=copies[1])
+    memory, memory_maps = patch_memory.learned_memory(patches, material, keep, options, progress, copies=copies[2])
     count = patch_memory.top_count(keep)
     patch_scores = [patch_memory.top_mean(maps, count) for maps in (memory_maps, gaussian_maps)]
-    residuals, explained = held_out_residuals(vectors, material.fold, copies[2])
+    residuals, explained = held_out_residuals(vectors, material.fold, copies[3])
     parts = torch.stack([*patch_scores, residuals], dim=1)  # (n, 3)
     weights = torch.tensor([1.0, 1.0, layout_weight(explained, options)])
-    maps = (memory_maps + gaussian_maps) / 2.0
-    learned = (memory, gaussian, Layout(torch.cat([vectors, copies[2]])))
+    maps = (memory_maps + outline_maps) / 2.0
+    learned = (memory, gaussian, outline, Layout(torch.cat([vectors, copies[3]])))
     return Learned(
         module=PatchLayout(features, learned, Weighing.of(parts, weights)).eval(),
         held_out=np.arange(len(maps)),
@@ -82,12 +87,12 @@ class PatchLayout(nn.Module):
     def __init__(
         self,
         features: nn.Module,
-        parts: tuple[patch_memory.PatchMemory, patch_gaussian.PatchGaussian, Layout],
+        parts: tuple[patch_memory.PatchMemory, patch_gaussian.PatchGaussian, patch_gaussian.PatchGaussian, Layout],
         weighing: Weighing,
     ) -> None:
         super().__init__()
         self.features = features
-        self.memory, self.gaussian, self.layout = parts
+        self.memory, self.gaussian, self.outline, self.layout = parts
         self.weighing = weighing
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,11 +102,10 @@ class PatchLayout(nn.Module):
 
     def part_scores(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the raw scores of memory, Gaussians and layout, (N, 3), and the anomaly map."""
-        fine, patches, vectors = self.features(image)
+        sharp, fine, patches, vectors = self.features(image)
         memory_map, memory_score = self.memory.judged(patches)
-        gaussian_map, gaussian_score = self.gaussian.judged(fine)
-        scores = torch.stack([memory_score, gaussian_score, self.layout(vectors)], dim=1)
-        return scores, (memory_map + gaussian_map) / 2.0
+        scores = torch.stack([memory_score, self.gaussian.judged(fine)[1], self.layout(vectors)], dim=1)
+        return scores, (memory_map + self.outline.judged(sharp)[0]) / 2.0
 
 
 class Weighing(nn.Module):
@@ -131,7 +135,10 @@ class Weighing(nn.Module):
 
 
 class Features(nn.Module):
-    """(N, C, h, w) -> [(N, 64, h/8, w/8), (N, 152, h/8, w/8), (N, 7168)]: Gaussians, memory, layout; one backbone."""
+    """(N, C, h, w) -> [2 x (N, 64, h/8, w/8), (N, 152, h/8, w/8), (N, 7168)]; one backbone.
+
+    What the outline needs, the Gaussians (the same, averaged over 3x3 neighbours), the memory, the layout.
+    """
 
     def __init__(self, options: Options, height: int, width: int) -> None:
         super().__init__()
@@ -141,10 +148,10 @@ class Features(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return what each part needs."""
         stride_4, stride_8, stride_16 = self.backbone(image)
-        fine = patch_gaussian.joined(stride_4, stride_8)
-        coarse = F.avg_pool2d(stride_16, 3, stride=1, padding=1)
+        sharp = patch_gaussian.joined(stride_4, stride_8)
+        fine, coarse = patch_gaussian.averaged(sharp), patch_gaussian.averaged(stride_16)
         coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
-        return [fine, torch.cat([fine[:, -stride_8.shape[1] :], coarse], dim=1), self.grid(stride_16)]
+        return [sharp, fine, torch.cat([fine[:, -stride_8.shape[1] :], coarse], dim=1), self.grid(stride_16)]
 
 
 def held_out_scores(parts: Tensor, weights: Tensor, fold: NDArray[np.int64]) -> Tensor:
