@@ -39,6 +39,7 @@ from agent.verdict import Verdict
 from agent.watch import watch
 from calibration.console import EXIT_CODES, console, latency_table, note, progress_bars, run_command, say
 from calibration.errors import InputError
+from calibration.options import Finite
 from calibration.photometric import PHOTOMETRIC_FILE, write_photometric
 from calibration.recipe import read_recipe
 from calibration.recording import RecordingWriter
@@ -222,7 +223,7 @@ def capture_command(station: Path, out: Path, count: int) -> None:
 @click.option("--key-file", type=click.Path(path_type=Path), help="Private key of --cert-file.")
 @click.option("--take-waiting", is_flag=True, help="Also show what waits for a first subscriber: nobody else gets it.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many verdicts.")
-@click.option("--timeout", type=float, help="Stop after so many seconds.")
+@click.option("--timeout", type=Finite(min=0), help="Stop after so many seconds.")
 def watch_command(
     topic: str, protocol: str, take_waiting: bool, count: int | None, timeout: float | None, **connection: Any
 ) -> None:
@@ -314,6 +315,7 @@ def _print_tally(tally: Tally) -> None:
         if reason != "score":
             say(f"  no verdict, {reason}: {number}")
     for what, number in (
+        ("parts without a verdict: they went by unseen", tally.parts_unseen),
         ("results after their deadline", tally.late_results),
         ("stale frames", tally.stale_frames),
         ("verdicts without pictures", tally.shed_pictures),

@@ -17,6 +17,7 @@ from calibration.console import EXIT_CODES, note, run_command, say
 from calibration.errors import CalibrationError, InputError
 from calibration.frame import reflectance
 from calibration.images import check_16_bits, check_depth, image_files, read_image
+from calibration.options import Finite
 from calibration.photometric import (
     Photometric,
     ReferencePatch,
@@ -32,7 +33,7 @@ from calibration.scores import PartScore, Scores, read_scores
 from calibration.signing import signature_of
 from calibration.thresholds import Thresholds, bound_told, median_and_deviation, rate_upper_bound, reject_threshold
 
-MM = click.FloatRange(min=0, min_open=True)
+MM = Finite(min=0, min_open=True)
 FEWEST_PX = 10  # between two points: an error of a pixel then counts a tenth
 
 

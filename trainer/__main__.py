@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from calibration.console import EXIT_CODES, run_command, say
+from calibration.options import Finite
 from calibration.preprocess import Rectangle
 from calibration.recipe import MOST_MM_PER_PX
 from calibration.registration import RegistrationSettings
 from calibration.signing import make_key, public_key_file, read_signing_key, sign_recipe
 from trainer.compile import compile_command
 from trainer.method_options import with_method_options
-from trainer.options import Finite, parsed_size
+from trainer.options import parsed_size
 from trainer.race_command import race_command
 
 IMAGES = click.IntRange(min=5)  # trainer.prepared.FEWEST_GOOD, which would import torch

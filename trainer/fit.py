@@ -38,7 +38,7 @@ from trainer.limits import (
     unnoticed_notes,
     unregistered_notes,
 )
-from trainer.prepared import FEWEST_GOOD, PreparedSet, glimpses, prepare_all, prepared_item
+from trainer.prepared import FEWEST_GOOD, PreparedSet, glimpses, prepare_all, prepared_defect
 from trainer.proof import exported, selftest
 from trainer.strangers import ROUNDS, learn_without_strangers
 from trainer.tiling import Tiles, tiled, tiles_for
@@ -92,7 +92,7 @@ class FitResult:
     good_pictures: NDArray[np.float32]  # (m, C, h, w)
     module: nn.Module  # the network that the graph was made from
     suspects: tuple[Suspect, ...]  # good images that were left out, worst first
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # warnings for people; what was decided is in the recipe
 
 
 def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
@@ -120,7 +120,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     prepared = prepare_all(items, pictures, view, reference, progress)
     notes += unregistered_notes(prepared.unregistered, len(items))
     defects, defect_notes = prepared_defects(
-        wanted, lambda item: prepared_item(item, pictures, view, reference).batch[0], request.options.seed
+        wanted, lambda item: prepared_defect(item, pictures, view, reference), request.options.seed
     )
     timed = partial(frame_times_ms, prepared.items, dataset.photometric, view, reference)
     engine_ms = _engine_ms(request, timed)
@@ -173,7 +173,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_pictures=prepared.batch[learned.held_out],
         module=learned.module,
         suspects=suspects,
-        notes=(*notes, *learned.decided, *defect_notes, *threshold_notes, *unnoticed_notes(told)),
+        notes=(*notes, *defect_notes, *threshold_notes, *unnoticed_notes(told)),
     )
 
 

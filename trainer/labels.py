@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.errors import BadFrame, InputError, NotRegistered
+from calibration.errors import NotRegistered
 from trainer.data import Item, types_of
 from trainer.errors import TrainingError
 from trainer.learning import Defects, Material
@@ -54,7 +54,7 @@ def prepared_defects(
 ) -> tuple[Defects | None, list[str]]:
     """Return the defects as the detector sees them, None without any, and notes on those that cannot be registered.
 
-    prepare: gives one image (C, h, w). Raises InputError naming the first file that cannot be used.
+    prepare: gives one image (C, h, w), as `trainer.prepared.prepared_defect`; what it raises else is raised.
     """
     images, shown, missing = [], [], []
     for item in items:
@@ -63,8 +63,6 @@ def prepared_defects(
             shown.append(item)
         except NotRegistered as error:
             missing.append(f"{item.name} ({error})")
-        except BadFrame as error:
-            raise InputError(f"{item.file}: {error}") from error
     notes = []
     if missing:
         notes.append(f"{len(missing)} of {len(items)} labelled defects could not be registered: {missing[0]}")

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from calibration.options import Finite
 from trainer.errors import TrainingError
-from trainer.options import Finite
 
 COUNT = click.IntRange(min=1)
 FROM_ZERO = click.IntRange(min=0)

@@ -71,6 +71,25 @@ def prepared_item(item: Item, pictures: Pictures, view: View, reference: Referen
     return prepare(pixels, depth, view, reference)
 
 
+def prepared_defect(item: Item, pictures: Pictures, view: View, reference: Reference | None) -> NDArray[np.float32]:
+    """Return one labelled defect as the detector sees it, (C, h, w).
+
+    Raises InputError naming the file if it has another size or depth than the good images.
+    """
+    pixels, depth = pictures(item)
+    if depth != view.bit_depth:
+        found, wanted = f"{depth} bits", f"{view.bit_depth}"
+    elif view.fixed_size and pixels.shape[:2] != view.reference_size:
+        found = f"{pixels.shape[1]}x{pixels.shape[0]} px"
+        wanted = f"{view.reference_size[1]}x{view.reference_size[0]}"
+    else:
+        return prepared_item(item, pictures, view, reference).batch[0]
+    raise InputError(
+        f"{item.file}: a labelled defect of {found} found, the good images have {wanted}: take it as they were taken, "
+        "or take it out of the folder"
+    )
+
+
 def pixels_of(item: Item, pictures: Pictures, view: View) -> tuple[Pixels, int]:
     """Return (pixels, bit depth) of one image, in colour where the product is."""
     pixels, depth = pictures(item)

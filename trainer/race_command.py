@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from trainer.options import Finite, parsed_size
+from calibration.options import Finite
+from trainer.options import parsed_size
 
 
 @click.command(

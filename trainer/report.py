@@ -33,6 +33,7 @@ class ReportFacts:
     detector: str
     facts: Mapping[str, str]  # label -> value: image size, backbone, registration, good parts, seed, parity, ...
     notes: Sequence[str] = ()  # warnings for the reader
+    decided: Sequence[str] = ()  # what the training chose by itself: no warnings
 
 
 @dataclass(frozen=True, slots=True)

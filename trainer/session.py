@@ -200,7 +200,7 @@ def _report(
     if parity:
         facts["export parity"] = parity
     return render_report(
-        ReportFacts(recipe.product, recipe.detector, facts, notes),
+        ReportFacts(recipe.product, recipe.detector, facts, notes, recipe.training.get("decided", ())),
         evaluation,
         images,
         threshold=limits.score,
@@ -232,6 +232,8 @@ def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRe
     table.add_row("digest", digest)
     table.add_row("learnt from", f"{recipe.training['good_images']} good images in {fit_s:.0f} s")
     table.add_row("registration", escape(str(recipe.training["registration"])))
+    for text in recipe.training["decided"]:
+        table.add_row("decided", escape(text))
     table.add_row("export parity", str(result.parity))
     with_labels = limits.fitted_on.partition("; score: ")[2]
     source = f"{with_labels}, and" if with_labels else "from"

@@ -301,6 +301,10 @@ def test_what_needs_labels_names_the_one_that_cannot_be_used(
     dataset = read_dataset(with_labels, part_pattern=r"part\d+")
     with pytest.raises(InputError, match=r"crack/a\.png: the part pattern finds nothing in its name, and defects that"):
         fit(dataset, request(tmp_path, **changes), never)
+    (with_labels / "train" / "crack" / "a.png").unlink()
+    told = r"crack/part97\.png: a labelled defect of 32x64 px found, the good images have 64x64: take it"
+    with pytest.raises(InputError, match=told):
+        fit(read_dataset(with_labels), request(tmp_path, **changes), silent)
 
 
 def test_images_of_several_sizes_are_used_with_a_note(tmp_path: Path) -> None:
@@ -409,7 +413,7 @@ def test_the_takt_picks_how_long_dcgan_searches_and_is_told(tmp_path: Path) -> N
     result = learnt(tmp_path, detector="dcgan+residual", takt_ms=1e-3, height=32, width=32)
     assert result.module.reconstructor.inversion.steps == 0, "the default is 4"
     (decided,) = result.recipe.training["decided"]
-    assert "search steps: 0," in decided and decided in result.notes
+    assert "search steps: 0," in decided and decided not in result.notes, "a decision is no warning"
     assert any(note.startswith("frame to score") and "more than 0.0009 ms" in note for note in result.notes)
     assert result.recipe.training["asked"]["takt_ms"] == 1e-3
 

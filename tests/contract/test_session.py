@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,37 @@ def test_a_test_image_that_cannot_be_read_does_not_cost_the_training(data: Path,
     assert not list(tmp_path.glob("*checkpoint*"))
     told = " ".join("".join(capsys.readouterr()).split())
     assert "is written, without figures of the test images" in told
+
+
+def test_a_decision_is_told_plainly_and_is_no_warning(tmp_path: Path, capsys) -> None:
+    folder = draw(tmp_path / "flange", 12, 0)
+    request = FitRequest(
+        tmp_path / "a.recipe",
+        height=SIDE,
+        width=SIDE,
+        registration="off",
+        options=Options(memory_entries=60, turned="on"),
+    )
+    session.learn(folder, request, part_pattern=None, bit_depth=None, product=None)
+    printed = "".join(capsys.readouterr())
+    copies, weight = read_recipe(request.recipe).training["decided"]
+    assert "turned copies" in copies and "the layout counts" in weight
+    for text in (copies, weight):
+        first_words = text[:16]
+        (line,) = [line for line in printed.splitlines() if first_words in line]
+        assert "decided" in line and "note:" not in line
+    warnings = re.search(r'<ul class="notes">(.*?)</ul>', read_recipe(request.recipe).report, re.DOTALL)
+    assert warnings is not None and "copies" not in warnings[1] and "layout" not in warnings[1]
+
+    session.measure(request.recipe, _measured(tmp_path), json_file=None, report=tmp_path / "r.html", bit_depth=None)
+    assert weight in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def _measured(root: Path) -> Path:
+    """Return a folder of test images."""
+    draw(root / "set" / "train" / "good", 5, 3)
+    draw(root / "set" / "test" / "good", 2, 4)
+    return root / "set"
 
 
 def test_what_is_left_out_of_a_training_is_named_and_shown(tmp_path: Path, capsys) -> None:

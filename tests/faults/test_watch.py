@@ -10,9 +10,11 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
+from click.testing import CliRunner
 from paho.mqtt.enums import CallbackAPIVersion
 from rich.console import Console
 
+from agent.__main__ import commands
 from agent.clock import Stamp
 from agent.errors import BrokerError
 from agent.mqtt.publisher import MqttPublisher, MqttSettings, outbox_consumers
@@ -46,6 +48,12 @@ def three_outcomes():
     late = Verdict(3, Outcome.NO_VERDICT, Reason.LATE, detail="210 ms, 200 allowed")
     verdicts = [Verdict(1, Outcome.PASS, Reason.SCORE, score=0.25, threshold=0.5, latency_ms=31.5), rejected, late]
     return [sent(verdict, ORIGIN, verdict.trigger_id) for verdict in verdicts]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e999", "-1"])
+def test_a_timeout_that_is_no_time_is_wrong_usage(value):
+    answer = CliRunner().invoke(commands, ["watch", ROOT, f"--timeout={value}"])
+    assert (answer.exit_code, "Invalid value for '--timeout'" in answer.output) == (2, True)
 
 
 def bad_payloads(good):

@@ -179,6 +179,9 @@ def test_a_scale_ends_the_signature_and_says_so(bench: Bench, calibrate):
         (("--points", "0,0,6,0", "--mm", "5"), "two points 6 px apart found, need 10 or more"),
         (("--points", "0,0,nan,0", "--mm", "5"), "need 10 or more"),
         (("--mm-per-px", "0"), "0"),
+        (("--mm-per-px", "nan"), "'nan' is not a finite number"),
+        (("--mm-per-px", "inf"), "'inf' is not a finite number"),
+        (("--points", "0,0,10,0", "--mm", "nan"), "'nan' is not a finite number"),
         (("--mm-per-px", "1001"), "1001.0 mm per px found, need at most 1000"),
     ],
 )

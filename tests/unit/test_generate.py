@@ -17,9 +17,9 @@ from trainer import generate, generate_session
 from trainer.catalogue import Ignoring, Reconstruction
 from trainer.data import read_dataset
 from trainer.export import export_graph
-from trainer.fit import prepared_item
 from trainer.generate import check_new, checked, distances, generated, neighbourhood, write_pictures
 from trainer.learning import Options
+from trainer.prepared import prepared_item
 from trainer.reconstructors.dcgan import Dcgan
 from trainer.reconstructors.gan_training import Adversaries, down
 from trainer.scorers.residual import Residual

@@ -10,17 +10,21 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from calibration.errors import BadFrame, InputError, NotRegistered
+from calibration.errors import InputError, NotRegistered
+from calibration.images import encode_png
+from calibration.photometric import Photometric
+from calibration.preprocess import View
 from calibration.thresholds import Thresholds, rate_upper_bound
 from trainer.catalogue import method
 from trainer.classifier import Examples, train_classifier
-from trainer.data import Item, types_of
+from trainer.data import Item, Pictures, types_of
 from trainer.errors import TrainingError
 from trainer.label_limits import best_f1, check_labels, normal_intersection, with_labels
 from trainer.labels import LEARNT, counted, defect_folds, labelled, prepared_defects
 from trainer.learning import Defects, Learned, Material, Options
 from trainer.limits import good_parts
 from trainer.metrics import ScoredImage, evaluate
+from trainer.prepared import prepared_defect
 from trainer.synthetic import synthetic_defects
 
 SIDE = 32
@@ -148,15 +152,23 @@ def test_defects_that_cannot_be_registered_are_left_out_and_named():
     assert prepared_defects([], prepare, 0) == (None, [])
 
 
-def test_the_first_labelled_defect_that_cannot_be_used_is_named():
-    def prepare(item: Item) -> np.ndarray:
-        if item.name != "a":
-            raise BadFrame("the frame is 64x60 px, the recipe was trained on 64x64")
-        return np.zeros((1, 4, 4), np.float32)
-
-    items = [Item(Path("train/dent") / name, name, "dent") for name in "abc"]
-    with pytest.raises(InputError, match=r"^train/dent/b: the frame is 64x60 px"):
-        prepared_defects(items, prepare, 0)
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((60, 64), np.uint8), "of 64x60 px found, the good images have 64x64"),
+        (np.zeros((64, 64), np.uint16), "of 16 bits found, the good images have 8"),
+    ],
+)
+def test_a_labelled_defect_unlike_the_good_images_is_named_in_the_trainers_words(tmp_path, pixels, told):
+    file = tmp_path / "b.png"
+    file.write_bytes(encode_png(pixels))
+    item, pictures = Item(file, "b.png", "dent"), Pictures(Photometric())
+    view = View(32, 32, colour=False, reference_size=(64, 64))
+    with pytest.raises(InputError) as raised:
+        prepared_defect(item, pictures, view, None)
+    assert str(raised.value).startswith(f"{file}: a labelled defect {told}: take it")
+    if pixels.dtype == np.uint8:  # where the good images differ in size, each fills the view
+        assert prepared_defect(item, pictures, replace(view, fixed_size=False), None).shape == (1, 32, 32)
 
 
 @pytest.mark.parametrize(("a", "s", "b", "t"), [(0, 1, 4, 1), (0, 1, 6, 2), (3, 0.5, 4, 2), (-5, 2, 1, 0.3)])

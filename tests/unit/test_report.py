@@ -137,6 +137,16 @@ def test_names_from_folders_cannot_inject_markup():
     assert not {tag for tag, _ in Page(page).tags} & {"script", "i", "u"}
 
 
+def test_what_the_training_decided_stands_apart_from_the_warnings():
+    decided = ("the layout counts 0.6", "learnt from <8> turned copies")
+    facts = ReportFacts("bottle", "patch_layout", {}, ("Only 40 good parts.",), decided)
+    page = page_of(inspected_line(), facts=facts)
+    notes, rest = re.search(r'<ul class="notes">(.*?)</ul>(.*)', page, re.DOTALL).groups()
+    assert "Only 40 good parts." in notes and "layout" not in notes and "copies" not in notes
+    assert "<li>the layout counts 0.6</li><li>learnt from &lt;8&gt; turned copies</li>" in rest
+    assert "Decided in the training" in rest and "Decided in the training" not in page_of(inspected_line())
+
+
 def test_a_large_line_of_noisy_pictures_stays_below_five_megabytes():
     images = [part("crack", n, 0.5, size=320) for n in range(20)]
     images += [part("good", n, 2.0, size=320) for n in range(20)]
