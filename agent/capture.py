@@ -21,7 +21,7 @@ from agent.cameras.genicam_settings import FREE_RUN
 from agent.cameras.several import CAMERAS, file_and_camera
 from agent.cameras.trigger import Announced
 from agent.config import Station, read_station
-from agent.errors import CameraError, EndOfFrames
+from agent.errors import CameraError, EndOfFrames, FrameError
 from agent.line.beat import Beat
 from agent.line.pace import pace_of, running
 from calibration.frame import Frame
@@ -203,6 +203,13 @@ class PartCapture:
             self._loss_told = why
             self._tell(f"{why}: it does not count")
 
+    def _lose_picture(self, error: FrameError) -> None:
+        """Count a part whose frame is no picture; the camera is there."""
+        self._note_camera("")
+        with self._lock:
+            if self._open.pop(error.trigger_id, None) is not None:
+                self._lose(1, str(error))
+
     def _tell_what_it_waits_for(self, now_ns: int) -> None:
         """Tell once where no part comes for long."""
         is_awaiting_part = not self._open and not self._camera_fault and not self._wait_is_told
@@ -216,6 +223,9 @@ class PartCapture:
         while self._recorded < self._wanted and not self._ended.is_set():
             try:
                 frame = self._camera.next_frame(POLL_S)
+            except FrameError as error:
+                self._lose_picture(error)
+                continue
             except CameraError as error:
                 self._note_camera(str(error))
                 self._ended.wait(POLL_S)

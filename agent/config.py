@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.cameras.camera import Camera
-from agent.cameras.folder import FolderCamera
-from agent.cameras.genicam import GenicamCamera
-from agent.cameras.genicam_settings import GenicamSettings, read_genicam
+from agent.cameras.settings import CameraSettings, read_camera
 from agent.cameras.several import CAMERAS, file_and_camera, names_of_cameras, settings_of_camera
-from agent.cameras.simulated import SimulatedCamera
 from agent.cameras.trigger import TriggerSourceSettings, read_trigger
 from agent.commands.message import COMMANDS
 from agent.engines.engine import KINDS, RUNTIMES, TENSORRT, TOLERANCES, EngineSettings
@@ -27,57 +23,11 @@ from agent.publishing.archive import ArchiveSettings
 from agent.publishing.messages import LINE_ACTION_FOR_POLICY
 from agent.recipes.changeover import ChangeoverSettings
 from agent.recipes.trust import Trust
-from agent.simulation.line import LineSettings, SimulatedLine
 from agent.sparkplug.messages import SparkplugSettings
 from calibration.errors import InputError, SettingsError
-from calibration.images import image_files
 from calibration.photometric import Photometric, read_photometric
-from calibration.recording import is_recording, recorded_frames
 from calibration.settings import Section, read_file, read_settings
 from calibration.signing import read_public_key
-
-
-@dataclass(frozen=True, slots=True)
-class CameraSettings:
-    """Which camera; exactly one of line, folder and genicam is set."""
-
-    line: LineSettings | None
-    folder: Path | None
-    bit_depth: int | None = None  # of the folder's images; None: the files' own, or what the recording says
-    prerendered: int = 0  # of a simulated line: parts drawn beforehand; 0: each as it comes
-    genicam: GenicamSettings | None = None
-
-    @property
-    def simulated(self) -> bool:
-        """True where no real part stands before a camera."""
-        return self.genicam is None
-
-    @property
-    def producer(self) -> Path | None:
-        """The GenTL producer that station.yaml names."""
-        return None if self.genicam is None else self.genicam.producer
-
-    @property
-    def is_unnamed(self) -> bool:
-        """True where it is whatever camera is found."""
-        return self.genicam is not None and self.genicam.serial is None and self.genicam.id is None
-
-    @property
-    def opens_parts(self) -> bool:
-        """True where the camera's own trigger does, not the clock."""
-        return self.genicam is not None and not self.genicam.trigger.is_ours
-
-    def open(self) -> Camera:
-        """Return the camera, not started yet."""
-        if self.genicam is not None:
-            return GenicamCamera(self.genicam)
-        if self.line is not None:
-            return SimulatedCamera(SimulatedLine(self.line), prerendered=self.prerendered)
-        assert self.folder is not None
-        if is_recording(self.folder):
-            frames = recorded_frames(self.folder)
-            return FolderCamera([frame.file for frame in frames], bit_depth=frames[0].bit_depth if frames else None)
-        return FolderCamera(image_files(self.folder), bit_depth=self.bit_depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +158,7 @@ def _station(top: Section, file: Path, data: bytes) -> Station:
     if not name.isprintable():
         raise SettingsError(f"station: {name!r} found, need a name of printable characters")
     commands = top.section("commands")
-    camera = _camera(top.section("camera"))
+    camera = read_camera(top.section("camera"))
     queue_length = top.whole("queue_length", 4, minimum=1, maximum=64)
     beat = Beat(
         takt_ms=takt_ms,
@@ -247,39 +197,6 @@ def _station(top: Section, file: Path, data: bytes) -> Station:
     return station
 
 
-def _camera(section: Section) -> CameraSettings:
-    kind = section.choice("kind", ("simulated", "folder", "genicam"))
-    if kind == "genicam":
-        return CameraSettings(None, None, genicam=read_genicam(section))
-    if kind == "folder":
-        depth = section.whole("bit_depth", minimum=8, maximum=16) if section.has("bit_depth") else None
-        return CameraSettings(None, _required_path(section, "path"), depth)
-    return CameraSettings(_line(section), None, prerendered=section.whole("prerendered", 0, minimum=0, maximum=1000))
-
-
-def _line(section: Section) -> LineSettings:
-    return LineSettings(
-        seed=section.whole("seed", 0, minimum=0, maximum=2**31 - 1),
-        lot=section.whole("lot", 0, minimum=0, maximum=2**31 - 1),
-        width_px=section.whole("width_px", 640, minimum=64, maximum=8192),
-        height_px=section.whole("height_px", 640, minimum=64, maximum=8192),
-        shift_px=section.number("shift_px", 20.0, minimum=0.0, maximum=4096.0),
-        angle_deg=section.number("angle_deg", 180.0, minimum=0.0, maximum=180.0),
-        light_drift=section.number("light_drift", 0.1, minimum=0.0, maximum=0.9),
-        noise=section.number("noise", 1.0, minimum=0.0, maximum=100.0),
-        defect_share=section.number("defect_share", 0.0, minimum=0.0, maximum=1.0),
-        lost=section.whole_list("lost"),
-        dark=section.whole_list("dark"),
-        saturated=section.whole_list("saturated"),
-        blurred=section.whole_list("blurred"),
-        wrong_part=section.whole_list("wrong_part"),
-        half_out=section.whole_list("half_out"),
-        late=section.whole_list("late"),
-        late_ms=section.number("late_ms", 400.0, minimum=0.0, maximum=60_000.0),
-        colour=section.flag("colour", False),
-    )
-
-
 def _engine(section: Section, folder: Path, station: str) -> EngineSettings:
     kind = section.choice("kind", ("auto", *KINDS), "auto")
     return EngineSettings(
@@ -296,7 +213,7 @@ def _engine(section: Section, folder: Path, station: str) -> EngineSettings:
 def _recipes(top: Section, commands: Section, folder: Path, station: str) -> ChangeoverSettings:
     recipes = top.section("recipes")
     return ChangeoverSettings(
-        recipe=_required_path(top, "recipe"),
+        recipe=top.required_path("recipe"),
         engine=_engine(top.section("engine"), folder, station),
         photometric=_photometric(top),
         folder=recipes.path("folder", None) or folder / "recipes" / _as_file_name(station),
@@ -377,7 +294,7 @@ def _mqtt(section: Section) -> MqttSettings:
 
 def _archive(section: Section) -> ArchiveSettings:
     return ArchiveSettings(
-        folder=_required_path(section, "folder"),
+        folder=section.required_path("folder"),
         pictures=section.choice("pictures", ("none", "rejects", "all"), "rejects"),
         max_mb=section.number("max_mb", 1000.0, minimum=1.0, maximum=1e7),
         keep_days=section.whole("keep_days", 0, minimum=0, maximum=36_500),
@@ -391,10 +308,3 @@ def _photometric(top: Section) -> Photometric:
 
 def _as_file_name(station: str) -> str:
     return re.sub(r"[^\w.-]", "_", station).lstrip(".") or "_"
-
-
-def _required_path(section: Section, key: str) -> Path:
-    path = section.path(key)
-    if path is None:
-        raise SettingsError(f"{key}: null found, need a path")
-    return path

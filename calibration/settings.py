@@ -129,6 +129,12 @@ class Section:
             raise self._error(key, f"{_told(value)} found, need a path")
         return self._folder / value
 
+    def required_path(self, key: str) -> Path:
+        """Return a path that the file must give."""
+        path = self.path(key)
+        assert path is not None, "without a default, null is an error"
+        return path
+
     def section(self, key: str) -> Section:
         """Return the mapping under key; empty where the key is absent."""
         value = self._value(key, {})

@@ -34,6 +34,7 @@ class Announced:
     lost: int = 0  # parts before, for whose picture it is too late
     opens: bool = True  # whether one stands before the camera now
     since_ns: int | None = None  # the earliest moment at which that one may have come; None: at_ns
+    unseen: int = 0  # parts before those, too many to be told one by one: they get no verdict
 
 
 class TriggerSource(Protocol):

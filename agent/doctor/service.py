@@ -98,7 +98,7 @@ def _state(unit: str, facts: dict[str, str]) -> Finding:
     told = f"{unit}: {state} ({below}), started anew {restarts} times"
     journal = f"journalctl -u {unit} -n 50"
     if state == "failed":
-        action = f"{journal}; then systemctl reset-failed {unit}; systemctl start {unit}"
+        action = f"{journal}: mend what it names, nobody tries again before; then systemctl start {unit}"
         return fail("service", f"{told}, result {result}", "active", action)
     if below == "auto-restart":
         return fail("service", f"{told}, result {result}", "one start that lasts", journal)

@@ -21,6 +21,7 @@ GAUGES = {
     "outbox_waiting": "Verdicts on the disk that not every consumer has confirmed.",
     "inspect_memory_bytes": "Resident memory of the inspect process.",
     "publish_memory_bytes": "Resident memory of the publish process.",
+    "parts_unseen_total": "Parts of the beat that went by without a verdict while the agent was put aside.",
     "stale_frames_total": "Frames that came after their trigger was settled.",
     "late_results_total": "Inspections that ended after their deadline.",
     "shed_pictures_total": "Verdicts handed on without pictures.",

@@ -54,6 +54,10 @@ ASKED = ("change_recipe", "pause", "resume", "send_frames", "set_threshold", "se
 STOP_MARGIN_S = 30.0
 POLL_S = 0.05
 WARM_UPS = 5
+UNSEEN = (
+    "{} parts of the beat went by in this run without a verdict, while the agent was put aside: see what suspended "
+    "this computer or took it away, and check these parts"
+)
 STATUS_EVERY_NS = 5 * 10**9
 BOARD_EVERY_NS = 10**8
 
@@ -169,6 +173,7 @@ class Inspection:
             "counters": {
                 "triggers": tally.triggers,
                 **tally.outcomes,
+                "parts_unseen": tally.parts_unseen,
                 "stale_frames": tally.stale_frames,
                 "late_results": tally.late_results,
                 "shed_pictures": tally.shed_pictures,
@@ -188,6 +193,8 @@ class Inspection:
         alarms = [] if held is None else [Alarm(str(held.reason), held.detail)]
         if self._source is not None and (fault := self._source.announcements.fault):
             alarms.append(Alarm("trigger_down", fault))
+        if unseen := self.line.tally.parts_unseen:
+            alarms.append(Alarm("parts_unseen", UNSEEN.format(unseen)))
         return alarms + [Alarm("not_realtime", line) for line in self._refused]
 
     def _halt(self, detail: str) -> None:

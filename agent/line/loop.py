@@ -8,11 +8,10 @@ Four threads, each with one job:
     clock (the caller's)   gives triggers; settles what is overdue as no_verdict
     acquisition            takes frames from the camera into a bounded queue; opens what the camera announces
     inspection             runs the pipeline, one frame at a time, and between two parts what others ask of it
-    delivery               hands settled verdicts to the outlets, in the order in which they were settled
+    delivery               hands settled verdicts to the outlets (`agent.line.delivery`)
 
-Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent. When the
-outlets fall behind, they get several verdicts at once; then pictures are shed, a verdict never. A line that is held
-goes on taking triggers: each part is `no_verdict` with the reason of the hold, at once.
+Whoever settles a trigger in the ledger first speaks for it; a result that comes later is counted, never sent. A line
+that is held goes on taking triggers: each part is `no_verdict` with the reason of the hold, at once.
 
 The output (the gate) is told by whoever settles, before anything is stored or sent. A part that comes while as many are
 open as may wait is `overrun` at once: a burst takes bounded memory.
@@ -36,8 +35,8 @@ from agent.cameras.camera import NO_FRAME, Camera, SelfTriggeredCamera
 from agent.cameras.trigger import Announced
 from agent.errors import CameraError, EndOfFrames, FrameError, OutputError
 from agent.journal import fields
-from agent.line.batch import next_batch
 from agent.line.beat import Beat, Deliver, Hold, Inspector, Observer, OnRound, Settled
+from agent.line.delivery import Delivery
 from agent.line.errands import Answer, Errands
 from agent.line.ledger import Ledger, OpenTrigger
 from agent.line.pace import MISSED, pace_of, running
@@ -51,8 +50,6 @@ from calibration.frame import Frame
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05  # how soon a thread notices that it should stop
-MOST_PICTURES = 32  # settled verdicts that may wait for the outlets with their pictures; behind them, verdicts alone
-MOST_AT_ONCE = 64  # verdicts handed to the outlets in one call
 
 
 class Line:
@@ -74,7 +71,6 @@ class Line:
         self._camera = camera
         self.inspector = inspector
         self._beat = beat
-        self._deliver = deliver
         self._on_round = on_round
         self._output = output or NoOutput()
         self._observer = observer or Observer()
@@ -82,7 +78,6 @@ class Line:
         self._came_round_ns = dict.fromkeys(("clock", "acquisition", "inspection", "delivery"), 0)
         self._ledger = Ledger(beat.deadline_ms)
         self._frames: queue.Queue[Frame] = queue.Queue(maxsize=beat.queue_length)
-        self._settled: queue.SimpleQueue[Settled | None] = queue.SimpleQueue()
         self._stopping = threading.Event()  # no more triggers
         self._ended = threading.Event()  # all threads go home
         self._wake = threading.Event()  # something changed for the clock
@@ -94,6 +89,7 @@ class Line:
         self._holding = threading.Lock()
         self.held: Hold | None = None
         self.tally = Tally()
+        self._delivery = Delivery(deliver, self._come_round_to_deliver, self.tally)
 
     @property
     def heartbeat_ns(self) -> int:
@@ -122,7 +118,7 @@ class Line:
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
             for work in (self._acquire, self._inspect)
         ]
-        delivery = threading.Thread(target=self._hand_over, name="delivery", daemon=True)
+        delivery = threading.Thread(target=self._delivery.run, name="delivery", daemon=True)
         for thread in (*workers, delivery):
             thread.start()
         try:
@@ -133,7 +129,7 @@ class Line:
             for thread in workers:
                 thread.join()
             self._settle_all(Reason.STOPPING, "the agent was stopped when this part came")
-            self._settled.put(None)
+            self._delivery.end()
             delivery.join()
 
     def stop(self) -> None:
@@ -188,6 +184,7 @@ class Line:
 
     def _open_all(self, announced: Announced) -> None:
         """Open the parts that were announced; those that are lost get their verdict at once."""
+        self.tally.parts_unseen += announced.unseen
         for _ in range(announced.lost):
             if self._has_all_parts():
                 return
@@ -349,11 +346,7 @@ class Line:
     def _send(self, verdict: Verdict, entry: OpenTrigger, now_ns: int) -> None:
         self._act(verdict, entry)
         verdict = replace(verdict, latency_ms=(now_ns - entry.opened_ns) / 1e6, decided_ns=now_ns)
-        frame = entry.frame
-        if self._settled.qsize() >= MOST_PICTURES:
-            self.tally.shed_pictures += 1
-            verdict, frame = replace(verdict, picture=None, anomaly_map=None), None
-        self._settled.put(Settled(verdict, frame, self.inspector))
+        self._delivery.put(Settled(verdict, entry.frame, self.inspector))
         self._wake.set()
         wanted_stop = verdict.outcome is Outcome.NO_VERDICT and verdict.reason not in (Reason.PAUSED, Reason.HALTED)
         if self._beat.on_no_verdict == "stop" and wanted_stop and not self._stopping.is_set():
@@ -368,23 +361,10 @@ class Line:
         except OutputError as error:
             self.hold(Reason.HALTED, f"the output cannot be driven: {error}")
 
-    def _hand_over(self) -> None:
-        while (batch := next_batch(self._settled, POLL_S, MOST_AT_ONCE)) is not None:
-            for settled in batch:
-                self.tally.count(settled.verdict)
-            try:
-                if batch:
-                    self._deliver(batch)
-                self._comes_round("delivery")
-            except Exception:
-                self.tally.delivery_faults += len(batch)
-                parts = ", ".join(str(settled.verdict.trigger_id) for settled in batch)
-                log.exception("the verdicts of these parts could not be delivered: %s", parts)
-                continue
-            try:
-                self._on_round(self.heartbeat_ns)
-            except Exception:
-                log.exception("those who watch over the line could not be told")
+    def _come_round_to_deliver(self) -> None:
+        """Note that the delivery thread came round, and tell those who watch over the line."""
+        self._comes_round("delivery")
+        self._on_round(self.heartbeat_ns)
 
     def _note_camera(self, fault: str | None) -> None:
         """Log the camera's state when it changes."""

@@ -87,11 +87,12 @@ class OnTheBeat(Pace):
         if now_ns < due_ns:
             return None
         missed = (now_ns - due_ns) // self._takt_ns
-        if missed > MOST_MISSED:
+        unseen = max(0, missed - MOST_MISSED)
+        if unseen:
             log.warning("%d parts of the beat went by unseen: the last %d get their verdicts", missed, MOST_MISSED)
-            due_ns += (missed - MOST_MISSED) * self._takt_ns
+            due_ns += unseen * self._takt_ns
         self.next_ns = due_ns + self._takt_ns
-        return Announced(due_ns, lost=1, opens=False) if missed else Announced(due_ns)
+        return Announced(due_ns, lost=1, opens=False, unseen=unseen) if missed else Announced(due_ns)
 
 
 class Signalled(Pace):

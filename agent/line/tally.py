@@ -17,6 +17,7 @@ class Tally:
     triggers: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    parts_unseen: int = 0  # parts of the beat without trigger and verdict: too many went by at once
     stale_frames: int = 0  # frames whose trigger had its verdict already, or that nobody asked for
     late_results: int = 0  # inspections that ended after their deadline
     shed_pictures: int = 0  # verdicts handed on without frame and heatmap, because the outlets were behind

@@ -88,10 +88,7 @@ def read_output(section: Section, beat: Beat) -> OutputSettings:
     """Return the output's settings. Raises SettingsError."""
     kind = section.choice("kind", KINDS)
     if kind == "file":
-        path = section.path("file")
-        if path is None:
-            raise SettingsError("output.file: null found, need a path")
-        return OutputSettings(path)
+        return OutputSettings(section.required_path("file"))
     timing = GateTiming(
         at_ms=section.number("at_ms", beat.deadline_ms, minimum=beat.deadline_ms, maximum=600_000.0),
         pulse_ms=section.number("pulse_ms", 100.0, minimum=1.0, maximum=600_000.0),

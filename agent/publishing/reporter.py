@@ -18,6 +18,7 @@ from agent.sparkplug.publisher import SparkplugPublisher
 
 STATUS_EVERY_S = 5.0
 COUNTED_THERE = {  # gauge: counters of the inspect process that add up to it
+    "parts_unseen_total": ("parts_unseen",),
     "stale_frames_total": ("stale_frames",),
     "late_results_total": ("late_results",),
     "shed_pictures_total": ("shed_pictures", "shed_images"),  # by the line, by the handover

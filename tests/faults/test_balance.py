@@ -103,8 +103,8 @@ class Steps(Line):
 
     def deliver_all(self) -> None:
         """Let the delivery thread go as far as it can."""
-        self._settled.put(None)
-        self._hand_over()
+        self._delivery.end()
+        self._delivery.run()
 
 
 class World:
@@ -415,6 +415,7 @@ def rehearsals(request: pytest.FixtureRequest, most: int, most_by_hand: int) -> 
 def station(tmp_path, monkeypatch):
     """Settings of a station without a broker."""
     monkeypatch.setattr("agent.line.loop.POLL_S", 0.0)
+    monkeypatch.setattr("agent.line.delivery.POLL_S", 0.0)
     monkeypatch.setattr("agent.publishing.publication.POLL_MS", 0)
     monkeypatch.setattr("agent.publishing.publication.STORE_AGAIN_EVERY_S", 0.0)
     write_tiny_recipe(tmp_path / "tiny.recipe")
@@ -567,6 +568,7 @@ PART = st.tuples(
 @pytest.mark.filterwarnings("error")
 def test_with_real_threads_every_trigger_has_one_verdict_too(request: pytest.FixtureRequest, monkeypatch) -> None:
     monkeypatch.setattr("agent.line.loop.POLL_S", 0.01)
+    monkeypatch.setattr("agent.line.delivery.POLL_S", 0.01)
 
     def balances(script, stop_at: int, takt_ms: int, queue_length: int, policy: str) -> None:
         if stop_at < len(script):

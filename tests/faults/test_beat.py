@@ -10,6 +10,7 @@ import pytest
 
 from agent.line.beat import Beat, Observer, Settled
 from agent.line.loop import Line
+from agent.line.tally import Tally
 from agent.outputs.output import NoOutput
 from agent.verdict import Outcome, Reason, Verdict
 from calibration.frame import Frame
@@ -72,6 +73,13 @@ def run(
     parts: int, observer: Observer | None = None, after: Callable[[int], None] = lambda trigger_id: None
 ) -> tuple[Conveyor, list[Verdict]]:
     """Return what became of so many parts. after: is called with each when it has its verdict."""
+    return counted(parts, observer, after)[:2]
+
+
+def counted(
+    parts: int, observer: Observer | None = None, after: Callable[[int], None] = lambda trigger_id: None
+) -> tuple[Conveyor, list[Verdict], Tally]:
+    """Return what `run` returns, and what the line counted."""
     conveyor, verdicts = Conveyor(), []
 
     def deliver(batch: Sequence[Settled]) -> None:
@@ -79,8 +87,8 @@ def run(
             verdicts.append(settled.verdict)
             after(settled.verdict.trigger_id)
 
-    Line(conveyor, conveyor, BEAT, deliver, output=conveyor, observer=observer).run(parts)
-    return conveyor, verdicts
+    tally = Line(conveyor, conveyor, BEAT, deliver, output=conveyor, observer=observer).run(parts)
+    return conveyor, verdicts, tally
 
 
 @pytest.mark.parametrize(("held_up_s", "is_pictured"), [(10, True), (31, False)])
@@ -117,3 +125,14 @@ def test_a_clock_that_was_put_aside_loses_the_parts_that_went_by_and_keeps_step(
     assert all(LATE in verdict.detail for verdict in verdicts if verdict.trigger_id in lost)
     moments_ns = [conveyor.opened_ns[number] - conveyor.opened_ns[1] for number in range(1, 9)]
     assert moments_ns == [number * TAKT_S * 10**9 for number in range(8)]  # deadline and gate count from the part
+
+
+@pytest.mark.parametrize(("gone_by", "unseen"), [(1000, 0), (1003, 3)])
+def test_parts_beyond_the_last_thousand_that_went_by_are_counted(ahead: Ahead, gone_by: int, unseen: int) -> None:
+    def leap(trigger_id: int) -> None:
+        if trigger_id == 1:
+            ahead.by_s = (1 + gone_by) * TAKT_S
+
+    _, verdicts, tally = counted(1002, after=leap)
+    assert (tally.parts_unseen, tally.triggers, len(verdicts)) == (unseen, 1002, 1002)
+    assert [verdict.reason for verdict in verdicts] == [Reason.SCORE, *[Reason.FRAME_LOST] * 1000, Reason.SCORE]

@@ -222,7 +222,7 @@ def test_an_outlet_that_fails_costs_one_delivery_and_nothing_else(caplog: pytest
 
 
 def test_outlets_that_are_behind_lose_pictures_and_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.line.loop.MOST_PICTURES", 2)
+    monkeypatch.setattr("agent.line.delivery.MOST_PICTURES", 2)
     delivered: list[tuple[int, bool]] = []
 
     def deliver(batch: Sequence[Settled]) -> None:

@@ -142,6 +142,19 @@ def test_pictures_that_the_line_or_the_handover_sheds_are_one_figure(station):
     assert reporter._health.gauges["shed_pictures_total"] == 5.0
 
 
+def test_parts_that_went_by_unseen_are_a_figure_a_counter_and_an_alarm(station):
+    reporter = station.disk.publication._reporter
+    wait_until(lambda: reporter._health.gauges)
+    assert reporter._health.gauges["parts_unseen_total"] == 0.0
+    assert "parts_unseen" not in [alarm["code"] for alarm in reporter._about_line["alarms"]]
+    station.line.tally.parts_unseen = 3999
+    wait_until(lambda: reporter._about_line["counters"]["parts_unseen"] == 3999)
+    (alarm,) = [alarm for alarm in reporter._about_line["alarms"] if alarm["code"] == "parts_unseen"]
+    assert alarm["detail"].startswith("3999 parts of the beat went by")
+    reporter._publish("running")
+    assert reporter._health.gauges["parts_unseen_total"] == 3999.0
+
+
 def test_a_full_disk_halts_the_station_and_no_verdict_is_lost_once_there_is_room(station):
     station.disk.is_full = True
     wait_until(lambda: station.line.held is not None and station.unstored >= 5)

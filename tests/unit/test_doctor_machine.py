@@ -64,7 +64,7 @@ def test_a_station_with_a_real_camera_needs_harvesters_and_a_producer(tmp_path, 
     both = {"harvesters": "1.4.3", "genicam": "1.6.0"}
     library(tmp_path / "gentl/gev.cti")
     assert found({}) == ("ok", "simulated or replayed: none is needed")
-    monkeypatch.setattr("agent.config.CameraSettings.simulated", property(lambda _: False))
+    monkeypatch.setattr("agent.cameras.settings.CameraSettings.simulated", property(lambda _: False))
     assert found({}) == ("fail", "harvesters or genicam is not installed; no producer is found")
     assert found(both) == ("fail", "no producer is found")
     assert found(both, GENICAM_GENTL64_PATH=f"{tmp_path}/gentl") == ("ok", "harvesters 1.4.3, genicam 1.6.0")
@@ -349,6 +349,15 @@ def test_the_unit_runs_and_goes_on_running(tmp_path, facts, grade, text):
     found = only(served(tmp_path, {**HEALTHY, **facts}), "service")
     assert str(found.grade) == grade
     assert text in found.found
+
+
+def test_a_unit_that_is_left_for_a_person_is_mended_and_started(tmp_path):
+    """It fails for good where another attempt changes nothing; no limit of starts has to be lifted."""
+    found = only(served(tmp_path, {**HEALTHY, "ActiveState": "failed", "SubState": "failed"}), "service")
+    name = "taktsight-agent@cell7.service"
+    assert found.action.startswith(f"journalctl -u {name} -n 50: mend what it names")
+    assert found.action.endswith(f"systemctl start {name}") and "reset-failed" not in found.action
+    assert "\nStartLimitIntervalSec=0\n" in (SYSTEMD / "taktsight-agent@.service").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.cameras.trigger import Announced, Announcements
@@ -60,7 +62,8 @@ def test_of_very_many_parts_that_went_by_the_last_are_told_and_the_log_has_their
     now_ns = 7 + 5000 * 100 + 30
     first, *gone, last = taken(pace, [7, now_ns])
     assert (first, last) == (Announced(7), Announced(now_ns - 30))
-    assert gone == [Announced(last.at_ns - number * 100, lost=1, opens=False) for number in range(1000, 0, -1)]
+    lost = [Announced(last.at_ns - number * 100, lost=1, opens=False) for number in range(1000, 0, -1)]
+    assert gone == [replace(lost[0], unseen=3999), *lost[1:]]
     assert pace.next_ns == now_ns + 70
     assert [record.message for record in caplog.records] == [
         "4999 parts of the beat went by unseen: the last 1000 get their verdicts"
