@@ -5,16 +5,21 @@
 Ends within --minutes, 8. The drawn flange is learnt at each size, then every engine gets the same prepared parts, batch
 1, one after the other; torch.compile last, and no longer than there is time. Latency is from the part in host memory to
 map and score in host memory; crop: the same from 8-bit pixels (agent/engines/crop.py); whole: the agent's whole path on
-a 1-megapixel frame, registration included. gpu_mb: what the engine takes. worst: the parity gate's largest difference.
+a 1-megapixel frame, registration included. n: how many calls; a slow engine gets fewer, no more than fit in SERIES_S.
+sm_mhz: the GPU's clock just after them. gpu_mb: what the engine takes. worst: the parity gate's largest difference.
 
 Each engine of the agent is opened in a process of its own, so that a runtime that ends it, as one may on a GPU that it
-does not know, costs one row. An engine that cannot be had is a row with its reason in `note`. The table is written
-after every engine. Where there is no GPU the CPU engines are measured, which shows that the rest works.
+does not know, costs one row, less what it had measured by then. What runtimes print is shown behind a bar. An engine
+that cannot be had is a row with its reason in `note`. The table is written after every engine. Where there is no GPU
+the CPU engines are measured, which shows that the rest works. Needs what `pip install '.[trainer,openvino,tensorrt]'`
+installs (docs/engines.md), or as much of it as is to be measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import itertools
 import json
 import signal
 import subprocess
@@ -25,56 +30,77 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
-import torch
+from gpu_engines import (
+    AGENTS,
+    COMPILED,
+    EAGER,
+    ON_THE_CPU,
+    ON_THE_GPU,
+    STATE,
+    Torch,
+    free_mb,
+    gpu_in_words,
+    opened,
+    smi,
+    torch_sees_a_gpu,
+)
 from latency import parts
 from machine import describe
 from tables import write_rows
 
-from agent.engines.build import load_runtime, plan_for
-from agent.engines.cuda import open_gpu
-from agent.engines.engine import INPUT, MAP, RUNTIMES, SCORE, TOLERANCES, Engine, EngineSettings, load_engine, of_crops
+from agent.engines.engine import TOLERANCES, Engine, of_crops
 from agent.engines.parity import examined
-from agent.engines.tensorrt import crop_plan
 from agent.line.pipeline import Pipeline
 from agent.simulation.line import LineSettings, SimulatedLine
 from calibration.errors import TaktsightError
 from calibration.frame import Frame
 from calibration.recipe import Recipe, read_recipe, write_recipe
 from calibration.recording import RecordingWriter
-from trainer.data import read_dataset
-from trainer.fit import FitRequest, fit
+
+if TYPE_CHECKING:  # it takes seconds, and most processes here do without
+    import torch
 
 COLUMNS = (
     "size", "engine", "build_s", "again_s", "p50_ms", "p99_ms", "max_ms", "per_s", "crop_p50_ms", "crop_p99_ms",
-    "whole_p50_ms", "whole_p99_ms", "gpu_mb", "worst", "passed", "n", "note",
+    "whole_p50_ms", "whole_p99_ms", "gpu_mb", "sm_mhz", "worst", "passed", "n", "note",
 )  # fmt: skip
-SIDE_PX, GOOD, WARM_UP = 1024, 60, 50
+SIDE_PX, GOOD, FRAMES = 1024, 60, 10
+WARM_UP, WARM_UP_S = 50, 0.3  # both: a GPU that has rested takes a moment to raise its clocks
+SERIES_S = 6.0  # no longer for one series
 TARGET_SIZE, TARGET_MS, TARGET_WHOLE_MS = 256, 1.0, 2.0  # of the default detector
 LEAST_S = 5.0  # with less time left no engine is begun
-AGENTS = (
-    *(f"{runtime} {precision}" for runtime in RUNTIMES for precision in ("f16", "f32")),
-    "onnxruntime", "openvino", "onnxruntime cuda",
-)  # fmt: skip
-EAGER, COMPILED = ("torch f16", "torch f32"), ("torch.compile f16", "torch.compile f32")
+COMPILED_S = 90.0  # kept for torch.compile
+ENDING_S = 10.0  # before the time is over nothing is measured any more; what hangs ends with the time
+ROW = "row "  # what a line with a row in it begins with, among those that runtimes print
 
 
 def main() -> int:
     arguments = parsed()
     if arguments.engine is not None:
-        print(json.dumps(measured(arguments.engine, arguments.recipe, arguments.count)))
+        measured(arguments.engine, arguments.recipe, arguments.count, tell=printed)
         return 0
-    until_s = time.monotonic() + 60 * arguments.minutes
+    faulthandler.dump_traceback_later(60 * arguments.minutes, exit=True, file=sys.__stderr__)
+    try:
+        return run(arguments)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure everything, as far as there is time; return 0 if an engine was measured and passed the gate."""
+    until_s = time.monotonic() + 60 * arguments.minutes - ENDING_S
     print(describe())
-    print(f"GPU: {_gpu_in_words()}", flush=True)
+    print(f"GPU: {gpu_in_words()}", flush=True)
     table, networks = Table(arguments.out), {}
+    kept_s = min(COMPILED_S, 15 * arguments.minutes) if torch_sees_a_gpu() else 0.0
     with tempfile.TemporaryDirectory() as folder:
         for place, size in enumerate(arguments.sizes):
             path = Path(folder) / str(size) / "flange.recipe"
-            share_s = (until_s - time.monotonic()) / (len(arguments.sizes) - place)  # an even part of what is left
+            left_s = until_s - kept_s - time.monotonic()
+            share_s = left_s / (len(arguments.sizes) - place)  # an even part of what is left
             size_until_s = time.monotonic() + share_s
             try:
                 networks[size] = (path, learnt(path, size))
@@ -82,14 +108,16 @@ def main() -> int:
                 traceback.print_exc()
                 table.add(size, {"engine": "none", "note": f"not learnt: {error}"})
                 continue
-            for name in AGENTS:
-                table.add(size, in_a_process(name, path, arguments.count, size_until_s))
-            for name in EAGER:
-                table.add(size, here(name, networks[size], arguments.count, size_until_s))
+            for name in (*ON_THE_GPU, *EAGER, *ON_THE_CPU):
+                if name in EAGER:
+                    table.add(size, here(name, networks[size], arguments.count, size_until_s))
+                else:
+                    table.add(size, in_a_process(name, path, arguments.count, size_until_s))
         for name in COMPILED:
             for size, network in networks.items():
                 table.add(size, here(name, network, arguments.count, until_s))
     table.judge()
+    print(f"GPU: {smi(*STATE) or 'no nvidia-smi'}")
     return 0 if any(row.get("passed") for row in table.rows) else 1
 
 
@@ -98,6 +126,8 @@ class Table:
 
     def __init__(self, out: Path | None) -> None:
         self.out, self.rows = out, list[dict[str, Any]]()
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, size: int, row: dict[str, Any]) -> None:
         """Print one, and write all that there are."""
@@ -111,7 +141,7 @@ class Table:
         """Say whether the targets are met."""
         for row in self.rows:
             if row["size"] == TARGET_SIZE and str(row["engine"]).startswith("tensorrt") and row.get("p50_ms"):
-                alone, whole = row["p50_ms"], row["whole_p50_ms"]
+                alone, whole = row["p50_ms"], row.get("whole_p50_ms", float("nan"))
                 print(
                     f"{row['engine']}, {TARGET_SIZE} px: {alone} ms, wanted {TARGET_MS} "
                     f"({'met' if alone <= TARGET_MS else 'missed'}); host to verdict {whole} ms, wanted "
@@ -120,19 +150,28 @@ class Table:
 
 
 def in_a_process(name: str, recipe: Path, count: int, until_s: float) -> dict[str, Any]:
-    """Return the row of an engine of the agent; whatever goes wrong in it is its note."""
+    """Return the row of an engine of the agent; whatever goes wrong in it is its note, beside what it had measured."""
     left_s = until_s - time.monotonic()
     if left_s < LEAST_S:
         return {"engine": name, "note": "not begun: no time left, see --minutes"}
     command = [sys.executable, __file__, "--recipe", str(recipe), "--engine", name, "--count", str(count)]
+    ended = None
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, timeout=left_s, check=False)
-    except subprocess.TimeoutExpired:
-        return {"engine": name, "note": f"not ready within {left_s:.0f} s, see --minutes"}
-    lines = done.stdout.decode(errors="replace").splitlines()
-    if done.returncode or not lines:
-        return {"engine": name, "note": f"its process ended with {done.returncode}, see its messages above"}
-    return json.loads(lines[-1])
+        output = done.stdout
+        if done.returncode:
+            ended = f"its process ended with {done.returncode}, see its messages above"
+    except subprocess.TimeoutExpired as error:
+        output, ended = error.stdout, f"not ready within {left_s:.0f} s, see --minutes"
+    row = {"engine": name}
+    for line in (output or b"").decode(errors="replace").splitlines():
+        if line.startswith(ROW) and line.endswith("}"):  # the last one has all; one that is cut off does not count
+            row = json.loads(line.removeprefix(ROW))
+        else:
+            print(f"| {line}")  # TensorRT says on standard output why it refuses a GPU
+    if ended is not None:
+        row["note"] = "; ".join(filter(None, [row.get("note"), ended]))
+    return row
 
 
 def here(name: str, network: tuple[Path, torch.nn.Module], count: int, until_s: float) -> dict[str, Any]:
@@ -152,99 +191,48 @@ def here(name: str, network: tuple[Path, torch.nn.Module], count: int, until_s: 
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def measured(name: str, path: Path, count: int, module: torch.nn.Module | None = None) -> dict[str, Any]:
-    """Return the row of one engine, with what could be measured of it; what failed is its note."""
-    recipe, free_mb = read_recipe(path), _free_mb()
+def printed(row: dict[str, Any]) -> None:
+    """Print a row so that `in_a_process` finds it."""
+    print(f"{ROW}{json.dumps(row)}", flush=True)
+
+
+def measured(
+    name: str,
+    path: Path,
+    count: int,
+    module: torch.nn.Module | None = None,
+    *,
+    tell: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Return the row of one engine, with what could be measured of it; what failed is its note.
+
+    tell: gets the row as far as it has come, more than once.
+    """
     row: dict[str, Any] = {"engine": name}
     try:
+        recipe, before_mb = read_recipe(path), free_mb()
         engine, built_s, again_s = opened(name, path, recipe, module)
         row |= {"engine": engine.label, "build_s": _rounded(built_s), "again_s": _rounded(again_s)}
+        tell(row)
         row |= alone(engine, recipe, count)
+        row["sm_mhz"] = None if name in ON_THE_CPU else (smi("clocks.sm") or "").partition(" ")[0]
+        tell(row)
         parity = examined(engine.infer, engine.label, recipe, TOLERANCES["f16" if name.endswith("f16") else "f32"])
-        row |= {"worst": f"{parity.worst:.1e}", "passed": parity.passed, "n": count}
-        after_mb = _free_mb()
-        row["gpu_mb"] = None if free_mb is None or after_mb is None else round(free_mb - after_mb)
+        row |= {"worst": f"{parity.worst:.1e}", "passed": parity.passed}
+        after_mb = free_mb()
+        row["gpu_mb"] = None if before_mb is None or after_mb is None else round(before_mb - after_mb)
+        if isinstance(engine, Torch):  # in this process, where what others took is kept
+            row["gpu_mb"] = engine.gpu_mb()
+        tell(row)
         row |= of_pixels(engine, recipe, count)
-        row |= on_the_path(engine, recipe, count // 4)
+        tell(row)
+        row |= on_the_path(engine, recipe, max(1, count // 4))
     except Exception as error:  # noqa: BLE001 whatever a runtime raises on a GPU that nobody has tried costs one row
         if not isinstance(error, TaktsightError):
             traceback.print_exc()
         row["note"] = " ".join(str(error).split())[:300] or type(error).__name__
+    tell(row)
     return row
-
-
-Opened = tuple[Engine, float | None, float | None]
-
-
-def opened(name: str, path: Path, recipe: Recipe, module: torch.nn.Module | None) -> Opened:
-    """Return an engine, the seconds that compiling took, and those of a start with the plan at hand."""
-    kind, _, precision = name.partition(" ")
-    if kind in RUNTIMES:
-        cache = path.parent / "engines" / kind
-        return compiled(recipe, EngineSettings("tensorrt", precision, runtime=kind, cache=cache))
-    if name in ("onnxruntime", "openvino"):
-        return load_engine(recipe, EngineSettings(name, threads=2)), None, None
-    if name == "onnxruntime cuda":
-        return OnnxRuntimeOnGpu(recipe.graph), None, None
-    assert module is not None
-    began_s = time.monotonic()
-    engine = Torch(module, precision, compiled=name in COMPILED)
-    engine.infer(recipe.selftest.batches[:1])
-    return engine, time.monotonic() - began_s if name in COMPILED else None, None
-
-
-def compiled(recipe: Recipe, settings: EngineSettings) -> Opened:
-    """Return an engine of TensorRT, what compiling took, and a start with the plan at hand."""
-    gpu, runtime = open_gpu(), load_runtime(settings.runtime)
-    began_s = time.monotonic()
-    with gpu.current():
-        plan_for(recipe, settings, runtime, gpu.facts)
-    crop_plan(recipe, settings, runtime, gpu)
-    built_s = time.monotonic() - began_s
-    began_s = time.monotonic()
-    return load_engine(recipe, settings), built_s, time.monotonic() - began_s
-
-
-class Torch:
-    """The network itself on the GPU, its input page-locked as TensorRT's is."""
-
-    def __init__(self, module: torch.nn.Module, precision: str, *, compiled: bool) -> None:
-        if not torch.cuda.is_available():
-            raise TaktsightError("torch sees no GPU")
-        self.is_half = precision == "f16"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        module = module.to("cuda").eval()
-        self.module = torch.compile(module, mode="reduce-overhead") if compiled else module  # with CUDA graphs
-        self.host: torch.Tensor | None = None
-        self.label = f"torch{'.compile' if compiled else ''} {precision}, {torch.cuda.get_device_name()}"
-
-    def infer(self, batch: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return (anomaly_map (h', w'), score) of one part, from host memory to host memory."""
-        if self.host is None:
-            self.host = torch.empty(batch.shape, dtype=torch.float32, pin_memory=True)
-        self.host.copy_(torch.from_numpy(batch))
-        with torch.inference_mode(), torch.autocast("cuda", dtype=torch.float16, enabled=self.is_half):
-            anomaly_map, score = self.module(self.host.to("cuda", non_blocking=True))
-        return anomaly_map.float().cpu().numpy()[0, 0], float(score.float().cpu()[0])
-
-
-class OnnxRuntimeOnGpu:
-    """The float32 graph in ONNX Runtime with CUDA."""
-
-    def __init__(self, graph: bytes) -> None:
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise TaktsightError("this onnxruntime is without CUDA: it is another package, onnxruntime-gpu")
-        self.session = onnxruntime.InferenceSession(
-            graph, providers=[("CUDAExecutionProvider", {"use_tf32": 0}), "CPUExecutionProvider"]
-        )
-        if "CUDAExecutionProvider" not in self.session.get_providers():
-            raise TaktsightError("onnxruntime could not load its CUDA libraries, see its messages above")
-        self.label = "onnxruntime cuda f32"
-
-    def infer(self, batch: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return (anomaly_map (h', w'), score) of one part."""
-        anomaly_map, score = self.session.run([MAP, SCORE], {INPUT: batch})
-        return anomaly_map[0, 0], float(score[0])
 
 
 def alone(engine: Engine, recipe: Recipe, count: int) -> dict[str, Any]:
@@ -253,6 +241,7 @@ def alone(engine: Engine, recipe: Recipe, count: int) -> dict[str, Any]:
     took_ms = timed(lambda number: engine.infer(batches[number % len(batches)][None]), count)
     p50, p99 = np.percentile(took_ms, [50, 99])
     return {
+        "n": len(took_ms),
         "p50_ms": round(float(p50), 3),
         "p99_ms": round(float(p99), 3),
         "max_ms": round(float(took_ms.max()), 3),
@@ -273,7 +262,7 @@ def of_pixels(engine: Engine, recipe: Recipe, count: int) -> dict[str, Any]:
 
 def on_the_path(engine: Engine, recipe: Recipe, count: int) -> dict[str, Any]:
     """Return the latencies from frame to verdict. Raises TaktsightError if a part gets none."""
-    pipeline, frames = Pipeline(recipe, engine), list(parts(SIDE_PX, SIDE_PX, colour=False))
+    pipeline, frames = Pipeline(recipe, engine), list(itertools.islice(parts(SIDE_PX, SIDE_PX, colour=False), FRAMES))
 
     def inspect(number: int) -> None:
         verdict = pipeline.inspect(replace(frames[number % len(frames)], trigger_id=number + 1))
@@ -285,17 +274,26 @@ def on_the_path(engine: Engine, recipe: Recipe, count: int) -> dict[str, Any]:
 
 
 def timed(work: Callable[[int], object], count: int) -> np.ndarray:
-    """Return how long each of `count` calls took after a warm-up, ms."""
-    took_ms = np.empty(WARM_UP + count)
-    for number in range(WARM_UP + count):
-        began_ns = time.perf_counter_ns()
+    """Return how long each of `count` calls took after a warm-up, ms; of fewer where they take longer than SERIES_S."""
+    began_s, number = time.monotonic(), 0
+    while number < WARM_UP or time.monotonic() < began_s + WARM_UP_S:
         work(number)
-        took_ms[number] = (time.perf_counter_ns() - began_ns) / 1e6
-    return took_ms[WARM_UP:]
+        number += 1
+        if time.monotonic() > began_s + SERIES_S / 4:
+            break
+    took_ms: list[float] = []
+    while len(took_ms) < count and (not took_ms or time.monotonic() < began_s + SERIES_S):
+        began_ns = time.perf_counter_ns()
+        work(number + len(took_ms))
+        took_ms.append((time.perf_counter_ns() - began_ns) / 1e6)
+    return np.array(took_ms)
 
 
 def learnt(path: Path, size: int) -> torch.nn.Module:
     """Write a recipe of the drawn flange, and return the network that its graph was made from."""
+    from trainer.data import read_dataset
+    from trainer.fit import FitRequest, fit
+
     began_s = time.monotonic()
     line = SimulatedLine(LineSettings(lot=1, width_px=SIDE_PX, height_px=SIDE_PX))
     recording = RecordingWriter(path.parent / "good")
@@ -313,24 +311,6 @@ def learnt(path: Path, size: int) -> torch.nn.Module:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 2)
-
-
-def _free_mb() -> float | None:
-    try:
-        with open_gpu().current():
-            import pycuda.driver
-
-            return pycuda.driver.mem_get_info()[0] / 2**20
-    except (TaktsightError, ImportError):
-        return None
-
-
-def _gpu_in_words() -> str:
-    try:
-        facts = open_gpu().facts
-    except (TaktsightError, ImportError) as error:
-        return f"none ({error})"
-    return f"{facts.name}, compute capability {facts.compute_capability}, driver {facts.driver}, {facts.memory_mb} MB"
 
 
 def parsed() -> argparse.Namespace:

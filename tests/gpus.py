@@ -38,6 +38,7 @@ class FakeDriver:
         self.taken = 0  # bytes of device memory
         self.copied: list[int] = []  # bytes of each copy to the device
         self.streams = 0  # made so far; handles are 77, 78, ...
+        self.flags: list[int] = []  # of each stream
         self.waiting: dict[int, list[Callable[[], None]]] = {}  # by stream, while a capture is on
 
     def _call(self, name: str) -> None:
@@ -78,8 +79,9 @@ class FakeDriver:
     def _pop(self) -> None:
         self.depth -= 1
 
-    def Stream(self) -> Any:  # noqa: N802
+    def Stream(self, flags: int = 0) -> Any:  # noqa: N802
         self._in_context("cuStreamCreate")
+        self.flags.append(flags)
         self.streams += 1
         return SimpleNamespace(handle=76 + self.streams, synchronize=lambda: self._in_context("cuStreamSynchronize"))
 
@@ -174,8 +176,10 @@ def fake_gpu(driver: FakeDriver | None = None, library: FakeLibrary | None = Non
 class FakeRuntime:
     """tensorrt: its plans say which graph, version and GPU they are for, and answer as tests/recipes.py works out.
 
-    fails: "parse", "build", "Builder", "deserialize", "context", "execute" or "address"; "crop" fails at building, and
-    "crop context" at laying out, what makes batches of crops. wrong: added to every map. dark: share that a crop loses.
+    fails: "parse", "build", "Builder", "Runtime", "deserialize", "context", "execute" or "address"; "crop" fails at
+    building, and "crop context" at laying out, what makes batches of crops. wrong: added to every map. dark: share that
+    a crop loses. capturable: what TensorRT-RTX answers when it is asked whether a graph can be made; None: cannot be
+    asked, as TensorRT.
     """
 
     __name__ = "tensorrt"
@@ -195,9 +199,10 @@ class FakeRuntime:
         shapes: dict[str, tuple[int, ...]] | None = None,
         wrong: float = 0.0,
         dark: float = 0.0,
+        capturable: bool | None = None,
     ) -> None:
         self.driver, self.__version__, self.fails, self.wrong = driver or FakeDriver(), version, set(fails), wrong
-        self.shapes, self.dark = shapes or SHAPES, dark
+        self.shapes, self.dark, self.capturable = shapes or SHAPES, dark, capturable
         self.builds = 0
         self.asked: dict[str, Any] = {}  # of the last build
 
@@ -240,6 +245,8 @@ class FakeRuntime:
         return json.dumps({"graph": graph, "version": self.__version__, "gpu": self.driver.name}).encode()
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        if "Runtime" in self.fails:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return SimpleNamespace(deserialize_cuda_engine=self._engine)
 
     def _engine(self, plan: bytes) -> Any:
@@ -329,6 +336,12 @@ class FakeConfig:
     def clear_flag(self, flag: str) -> None:
         self.asked["cleared"] = flag
 
+    def set_flag(self, flag: str) -> None:
+        self.asked["set"] = flag
+
+    def set_compute_capability(self, name: str, place: int) -> None:
+        self.asked |= {"config": self, "capabilities": [(name, place)]}
+
     def create_timing_cache(self, known: bytes) -> bytes | None:
         self.asked["known"] = known
         return known if known in (b"", b"timings", b"another GPU's") else None
@@ -347,6 +360,8 @@ class FakeContext:
     def __init__(self, runtime: FakeRuntime, layers: list[Any] | None) -> None:
         self.runtime, self.layers = runtime, layers
         self.memory: dict[str, Memory] = {}
+        if runtime.capturable is not None:
+            self.is_stream_capturable = lambda stream: runtime.capturable
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.memory[name] = ctypes.cast(address, ctypes.py_object).value

@@ -34,6 +34,7 @@ from calibration.recipe_file import canonical, sha256, strict_json, sync_folder
 log = logging.getLogger(__name__)
 
 KEPT_PLANS = 8  # in one folder; the one used longest ago goes first
+ASKED_FOR = {"7.5": "SM75"}  # what TensorRT-RTX serves, but not with a plan for which no compute capability was named
 IMPORTS: dict[str, Callable[[], Any]] = {
     "tensorrt": lambda: importlib.import_module("tensorrt"),
     "tensorrt_rtx": lambda: importlib.import_module("tensorrt_rtx"),
@@ -147,7 +148,7 @@ def kept_or_built(folder: Path, key: PlanKey, network: Callable[[], Network], *,
     built_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     facts = {**facts, "layers": layer_counts(made), "built_utc": built_utc}
     timing = folder / f"{key.runtime.replace(' ', '-')}-{sha256(key.gpu.encode())[:8]}.timing"
-    data = built(made, key.workspace_mb, timing)
+    data = built(made, key.workspace_mb, timing, key.compute_capability)
     facts["seconds"] = round(time.monotonic() - began_s, 1)
     _keep(folder, key, data, facts)
     return Plan(data, key, is_new=True, facts=facts)
@@ -187,14 +188,20 @@ def parsed(runtime: Any, graph: bytes) -> Network:
     return Network(runtime, builder, definition, parser)
 
 
-def built(network: Network, workspace_mb: int, timing_cache: Path | None = None) -> bytes:
+def built(network: Network, workspace_mb: int, timing_cache: Path | None = None, compute_capability: str = "") -> bytes:
     """Return the plan. Raises EngineError.
 
     timing_cache: file that makes the next build on this GPU quicker; what cannot be used there is left aside.
+    compute_capability: of the GPU, "8.9"; "" builds for every one that the runtime takes by itself.
     """
     runtime, config = network.runtime, network.builder.create_builder_config()
     config.set_memory_pool_limit(runtime.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     config.clear_flag(runtime.BuilderFlag.TF32)  # float32 is float32: ten bits are what f16 has
+    if hasattr(runtime.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # RTX: without it a CUDA graph cannot hold the plan
+        config.set_flag(runtime.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if hasattr(runtime, "ComputeCapability") and compute_capability in ASKED_FOR:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(runtime.ComputeCapability, ASKED_FOR[compute_capability]), 0)
     remembers = timing_cache is not None and "rtx" not in runtime.__name__  # RTX times nothing before it runs
     if remembers and timing_cache is not None:
         known = timing_cache.read_bytes() if timing_cache.is_file() else b""

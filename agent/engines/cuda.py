@@ -30,6 +30,16 @@ from calibration.errors import MissingPackage
 LIBRARY = "libcuda.so.1"
 MODULE_FILE = Path("/proc/driver/nvidia/version")
 CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: what goes on the default stream, as weights do, neither waits for the stream
+#                   nor spoils what it captures
+GRAPH_CALLS = (
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",  # since CUDA 11.4
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+)
 NO_DEVICE = "no GPU is visible: check nvidia-smi; a service may reach it after taktsight-agent install --gpu nvidia"
 RESTART = "restart the machine: driver and kernel module must be of one version"
 ADVICE = {  # CUresult: (what cuGetErrorString calls it, what to do)
@@ -145,7 +155,15 @@ def open_gpu() -> Gpu:
     probe_driver()
     if importlib.util.find_spec("pycuda") is None:
         raise MissingPackage("pycuda is not installed: pip install 'taktsight[tensorrt]', see docs/engines.md")
-    return PycudaGpu(importlib.import_module("pycuda.driver"), ctypes.CDLL(LIBRARY))
+    try:
+        driver = importlib.import_module("pycuda.driver")
+    except ImportError as error:  # built for another CUDA, Python or NumPy
+        raise EngineError(
+            f"pycuda cannot be loaded: {error}: build it anew on this machine, see docs/engines.md"
+        ) from error
+    gpu = PycudaGpu(driver, ctypes.CDLL(LIBRARY))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(gpu))  # never given back: pycuda would do it wrongly
+    return gpu
 
 
 def probe_driver(load: Callable[[str], Any] = ctypes.CDLL) -> int:
@@ -200,7 +218,7 @@ class PycudaGpu:
                 device.name(), f"{major}.{minor}", _driver_version(driver, module_file), device.total_memory() >> 20
             )
             with self.current():
-                self._stream = driver.Stream()
+                self._stream = driver.Stream(NON_BLOCKING)
         except driver.Error as error:
             raise EngineError(told_by_pycuda(error)) from error
         self.stream = int(self._stream.handle)
@@ -209,7 +227,7 @@ class PycudaGpu:
         """Return the same GPU with a stream of its own."""
         other = copy.copy(self)
         with self.current():
-            other._stream = self._driver.Stream()
+            other._stream = self._driver.Stream(NON_BLOCKING)
             other.stream = int(other._stream.handle)
         return other
 
@@ -255,6 +273,8 @@ class PycudaGpu:
         """Return what plays `work` again, None where capturing is refused. `work` must have run once before."""
         library, stream = self._library, ctypes.c_void_p(self.stream)
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        if not all(hasattr(library, call) for call in GRAPH_CALLS):
+            return None
         if library.cuStreamBeginCapture_v2(stream, CAPTURE_THREAD_LOCAL):
             return None
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engines.build import Plan, discard, graph_of, is_compiled, load_runtime, plan_for
+from agent.engines.build import Plan, discard, graph_of, is_compiled, load_runtime, plan_for, runtime_name
 from agent.engines.crop import crop_plan_for, crop_shape, sample
 from agent.engines.cuda import Gpu, open_gpu
 from agent.engines.engine import CROP, INPUT, MAP, SCORE, EngineSettings
@@ -80,6 +80,13 @@ def _device_for(recipe: Recipe, settings: EngineSettings) -> tuple[Gpu, Any]:
     return gpu, load_runtime(settings.runtime)
 
 
+def _begun(runtime: Any) -> Any:
+    try:
+        return runtime.Runtime(runtime.Logger(runtime.Logger.ERROR))
+    except TypeError as error:  # what pybind11 makes of a null pointer
+        raise EngineError(f"{runtime_name(runtime)} cannot run here: check the driver with nvidia-smi") from error
+
+
 class PlanRefused(EngineError):
     """The runtime does not load a plan."""
 
@@ -103,13 +110,13 @@ class TensorRtEngine:
         self._contexts: list[Any] = []
         with gpu.current():
             self._module = runtime
-            self._runtime = runtime.Runtime(runtime.Logger(runtime.Logger.ERROR))
+            self._runtime = _begun(runtime)
             self._network = self._loaded(plan)
             if set(self._host) != {INPUT, MAP, SCORE}:
                 raise EngineError(f"a plan of {sorted(self._host)} found, need {INPUT}, {MAP}, {SCORE}: train it again")
             self._begin()  # the first run makes what a capture must not contain
             gpu.wait()
-            self._replay = gpu.captured(self._begin)
+            self._replay = self._captured(self._begin)
 
     def take_crops(self, plan: Plan) -> None:
         """Take 8-bit crops too. plan: makes a batch of them, in the memory that the network reads.
@@ -127,7 +134,7 @@ class TensorRtEngine:
             off = float(np.abs(self._host[INPUT] - batch).max())
             if not off <= SAME:
                 raise EngineError(f"a crop becomes another batch on the GPU, off by {off:.1e}: report this")
-            self._replay_crop = gpu.captured(self._begin_crop)
+            self._replay_crop = self._captured(self._begin_crop)
         self.crop_shape = crop.shape
 
     def infer(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -151,6 +158,15 @@ class TensorRtEngine:
             begin()
             self._gpu.wait()
         return self._host[MAP][0, 0].copy(), float(self._host[SCORE][0])
+
+    def _captured(self, begin: Callable[[], None]) -> Callable[[], None] | None:
+        """Return what plays `begin`, which has run once, as one CUDA graph; None where that cannot be."""
+        asked = [getattr(context, "is_stream_capturable", None) for context in self._contexts]  # TensorRT-RTX has it
+        allowed = all(is_capturable is None or is_capturable(self._gpu.stream) for is_capturable in asked)
+        replay = self._gpu.captured(begin) if allowed else None
+        if replay is None:
+            log.warning("%s: no CUDA graph can be made: layers are launched one by one, which takes longer", self.label)
+        return replay
 
     def _loaded(self, plan: Plan) -> Any:
         """Return the context of a plan, its tensors laid out."""

@@ -70,6 +70,13 @@ def test_what_makes_batches_of_8_bit_crops_parses_and_builds(channels: int) -> N
     assert len(built(network, WORKSPACE_MB)) > 1000
 
 
+def test_a_plan_for_turing_is_built_by_name_and_is_another_one() -> None:
+    runtime = load_runtime("tensorrt_rtx")
+    plans = [built(parsed(runtime, tiny_recipe().graph), WORKSPACE_MB, None, of) for of in ("8.9", "7.5")]
+    assert plans[0] != plans[1]
+    assert plans[0] == built(parsed(runtime, tiny_recipe().graph), WORKSPACE_MB)
+
+
 def test_a_float32_graph_has_no_layer_in_half_precision() -> None:
     network = parsed(load_runtime("tensorrt_rtx"), tiny_recipe().graph)
     assert not any("HALF" in layer for layer in layer_counts(network))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gpus import FakeDriver, FakeError, FakeLibrary, fake_gpu
 
-from agent.engines.cuda import ADVICE, PycudaGpu, probe_driver, told, told_by_pycuda
+from agent.engines import cuda
+from agent.engines.cuda import ADVICE, NON_BLOCKING, PycudaGpu, open_gpu, probe_driver, told, told_by_pycuda
 from agent.errors import EngineError
 
 MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  560.35.03  Fri Aug 16 21:39:15 UTC 2024\n"
@@ -100,6 +101,24 @@ def test_another_engine_has_a_stream_of_its_own_on_the_same_gpu():
     assert driver.depth == 0
 
 
+def test_no_stream_waits_for_what_others_do_on_the_default_one():
+    driver = FakeDriver()
+    fake_gpu(driver).beside()
+    assert driver.flags == [NON_BLOCKING] * 2
+
+
+def test_pycuda_of_another_cuda_is_told_and_what_to_do(monkeypatch):
+    def broken(name: str):
+        raise ImportError("_driver.so: undefined symbol: cuCtxCreate_v4")
+
+    open_gpu.cache_clear()
+    monkeypatch.setattr(cuda, "probe_driver", lambda: 1)
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cuda.importlib, "import_module", broken)
+    with pytest.raises(EngineError, match=r"pycuda cannot be loaded: .*cuCtxCreate_v4: build it anew on this machine"):
+        open_gpu()
+
+
 def test_what_goes_up_comes_down():
     gpu = fake_gpu()
     with gpu.current():
@@ -135,6 +154,18 @@ def test_a_driver_that_refuses_graphs_does_without(call):
     driver = FakeDriver()
     replay, _ = captured(FakeLibrary(driver, statuses={call: 900}), driver, lambda: None)
     assert replay is None
+    assert driver.waiting == {}
+
+
+def test_a_driver_of_before_graphs_does_without():
+    driver = FakeDriver()
+
+    class Old(FakeLibrary):
+        @property
+        def cuGraphInstantiateWithFlags(self):  # noqa: N802
+            raise AttributeError
+
+    assert captured(Old(driver), driver, lambda: None)[0] is None
     assert driver.waiting == {}
 
 

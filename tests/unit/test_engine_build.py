@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gpus import FakeDriver, FakeRuntime, fake_gpu
@@ -73,6 +74,19 @@ def test_networks_are_strongly_typed_and_float32_stays_float32(recipe, settings)
     assert runtime.asked["flags"] == 1 << 3
     assert runtime.asked["cleared"] == "TF32"
     assert runtime.asked["workspace"] == 1024 * 2**20
+
+
+def test_tensorrt_rtx_is_asked_for_plans_that_a_graph_can_hold_and_for_turing_by_name(recipe, settings):
+    class Rtx(FakeRuntime):
+        BuilderFlag = SimpleNamespace(TF32="TF32", REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION")
+        ComputeCapability = SimpleNamespace(SM75="SM75")
+
+    runtime = Rtx()
+    plan_for(recipe, settings, runtime, FACTS)
+    assert runtime.asked["set"] == "REQUIRE_USER_ALLOCATION"
+    assert "capabilities" not in runtime.asked
+    plan_for(recipe, settings, runtime, dataclasses.replace(FACTS, compute_capability="7.5"))
+    assert (runtime.asked["capabilities"], runtime.asked["config"].num_compute_capabilities) == ([("SM75", 0)], 1)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,17 @@ def test_the_engine_gives_the_closed_form_answer_with_a_graph_and_without(monkey
     assert device.library.launches == (0 if library else 2)
 
 
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_plan_that_says_that_no_graph_can_hold_it_is_launched_layer_by_layer(
+    monkeypatch, settings, caplog, capturable
+):
+    device = Device(monkeypatch, capturable=capturable)
+    engine = tensorrt_engine(RECIPE, settings)
+    assert engine.infer(picture(1))[1] == pytest.approx(tiny_answer(picture(1))[1], rel=1e-6)
+    assert device.library.captures == (2 if capturable else 0)  # of batches and of crops
+    assert ("no CUDA graph can be made" in caplog.text) is not capturable
+
+
 def test_an_answer_is_not_overwritten_by_the_next(device, settings):
     engine = tensorrt_engine(RECIPE, settings)
     first, _ = engine.infer(picture(1))
@@ -178,6 +189,7 @@ def test_a_batch_of_another_size_is_refused(device, settings):
         ({"driver": {"cuStreamSynchronize": "unspecified launch failure"}}, "CUDA status 719"),
         ({"fails": ("execute",)}, "the GPU did not take the inference"),
         ({"fails": ("address",)}, "the runtime refuses memory for image"),
+        ({"fails": ("Runtime",)}, "tensorrt 10.3.0 cannot run here: check the driver with nvidia-smi"),
         ({"fails": ("deserialize",)}, r"does not load the plan for NVIDIA L4 \(compute capability 8\.9\)"),
         ({"shapes": {**SHAPES, "extra": (1,)}}, r"a plan of \['anomaly_map', 'extra', 'image', 'score'\] found, need"),
         ({"shapes": {**SHAPES, "score": (0,)}}, r"score of DataType\.FLOAT \(0,\) found, need float32 of a fixed size"),
