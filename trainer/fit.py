@@ -42,7 +42,7 @@ from trainer.prepared import FEWEST_GOOD, PreparedSet, glimpses, prepare_all, pr
 from trainer.proof import exported, selftest
 from trainer.strangers import ROUNDS, learn_without_strangers
 from trainer.tiling import Tiles, tiled, tiles_for
-from trainer.timing import Timed, engine_ms_within, frame_times_ms, takt_note
+from trainer.timing import Timed, engine_ms_within, frame_times_ms, frame_to_score
 from trainer.training import checkpoint_of, forget
 from trainer.zoning import zoned, zones_of
 
@@ -139,6 +139,8 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     told = noticed(seen, limits)
     thresholds, threshold_notes = _thresholds(learned, prepared, suspects, material, request)
     graph, parity, half = exported(learned, material, thresholds, progress)
+    took, in_time = ("", True) if request.takt_ms is None else frame_to_score(request.takt_ms, graph, timed)
+    notes += [] if in_time else [took]
     recipe = Recipe(
         product=dataset.product,
         detector=request.detector,
@@ -156,12 +158,12 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
             "zones": {zone.name: "ignored" if zone.ignore else zone.factor for zone in drawn},
             "learnt_defects": learned.learnt_defects or "none",
             "decided": list(learned.decided),
+            "frame_to_score": took if in_time else "",
             "left_out": [suspect.item.name for suspect in suspects],
             "condition_noticed": told,
             "half_precision": half.facts(),
         },
     )
-    notes += [] if request.takt_ms is None else [takt_note(request.takt_ms, graph, timed)]
     if not request.keep_checkpoint:
         forget(checkpoint_of(request.recipe))
     return FitResult(

@@ -197,6 +197,8 @@ def _report(
     learnt = recipe.training.get("learnt_defects", "none")
     if learnt != "none":
         facts["learnt from defects"] = {"labels": "labelled ones", "synthetic": "made from good images"}[learnt]
+    if recipe.training.get("frame_to_score"):
+        facts["frame to score"] = recipe.training["frame_to_score"].partition(": ")[2]
     if parity:
         facts["export parity"] = parity
     return render_report(
@@ -234,6 +236,8 @@ def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRe
     table.add_row("registration", escape(str(recipe.training["registration"])))
     for text in recipe.training["decided"]:
         table.add_row("decided", escape(text))
+    if recipe.training["frame_to_score"]:
+        table.add_row("in time", escape(recipe.training["frame_to_score"]))
     table.add_row("export parity", str(result.parity))
     with_labels = limits.fitted_on.partition("; score: ")[2]
     source = f"{with_labels}, and" if with_labels else "from"

@@ -91,16 +91,16 @@ def engine_ms_within(takt_ms: float, timed: Timed) -> float:
     return DEADLINE * takt_ms - slowest_ms(timed(_idle))
 
 
-def takt_note(takt_ms: float, graph: bytes, timed: Timed) -> str:
-    """Return, for people, whether this machine keeps the deadline of a takt."""
+def frame_to_score(takt_ms: float, graph: bytes, timed: Timed) -> tuple[str, bool]:
+    """Return how long a part takes on this machine, for people, and whether the deadline of a takt is kept."""
     engine, name = engine_of(graph)
     times_ms = timed(engine)
     slowest = slowest_ms(times_ms)
     took = f"frame to score: {np.median(times_ms):.3g} ms, 99 of 100 within {slowest:.3g} ms here ({name})"
     deadline = f"{DEADLINE * takt_ms:.3g} ms, the deadline of a takt of {takt_ms:g} ms"
     if slowest <= DEADLINE * takt_ms:
-        return f"{took}, within {deadline}"
-    return f"{took}, more than {deadline}: give a smaller --size, or let race find a quicker detector"
+        return f"{took}, within {deadline}", True
+    return f"{took}, more than {deadline}: give a smaller --size, or let race find a quicker detector", False
 
 
 def _as_the_station(

@@ -13,7 +13,7 @@ from calibration import preprocess
 from calibration.errors import BadFrame
 from calibration.preprocess import View
 from trainer import timing
-from trainer.timing import FRAMES, WARM_UP, engine_ms_within, engine_times_ms, frame_times_ms, takt_note
+from trainer.timing import FRAMES, WARM_UP, engine_ms_within, engine_times_ms, frame_times_ms, frame_to_score
 
 VIEW = View(height=32, width=32, colour=False, reference_size=(32, 32))
 COSTS_MS = {"photometric": 20, "condition": 5, "registration": 3, "preprocess": 2, "engine": 1}
@@ -104,7 +104,8 @@ def test_a_takt_that_is_kept_and_one_that_is_not_are_told_with_the_time(monkeypa
     def timed(engine):
         return [4.0] * 98 + [9.1] * 2
 
-    kept, missed = takt_note(20.0, b"", timed), takt_note(10.0, b"", timed)
+    (kept, in_time), (missed, too_late) = (frame_to_score(takt_ms, b"", timed) for takt_ms in (20.0, 10.0))
+    assert in_time and not too_late
     assert "4 ms" in kept and "9.1 ms" in kept and "an engine" in kept
     assert "within 18 ms" in kept and "--size" not in kept
     assert "more than 9 ms" in missed and "--size" in missed and "race" in missed
