@@ -52,12 +52,12 @@ STORE_OPTION = click.option(
 )
 
 
-class FiniteFloat(click.types.FloatParamType):
-    """A number that JSON has: not nan, not inf."""
+class FiniteFloat(click.FloatRange):
+    """A number in a range that JSON has: not nan, which click finds in every range, not inf."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number; usage error if it is none."""
-        number = super().convert(value, param, ctx)
+        number = float(super().convert(value, param, ctx))
         if not isfinite(number):
             self.fail(f"{value!r} found, need a finite number", param, ctx)
         return number
@@ -92,9 +92,15 @@ def commands() -> None:
 @click.option("--consumer", default="mes", show_default=True, help="Our name in the stations' mqtt.consumers.")
 @STORE_OPTION
 @click.option("--heatmaps", type=click.Path(path_type=Path), help="Folder for the pictures.")
-@click.option("--heatmaps-mb", default=HEATMAPS_MB, show_default=True, help="Of pictures kept; the oldest go first.")
+@click.option(
+    "--heatmaps-mb",
+    type=FiniteFloat(min=0),
+    default=HEATMAPS_MB,
+    show_default=True,
+    help="Of pictures kept; the oldest go first.",
+)
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many parts.")
-@click.option("--timeout", type=click.FloatRange(min=0), help="Stop after so many seconds.")
+@click.option("--timeout", type=FiniteFloat(min=0), help="Stop after so many seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print each message whole, one line of JSON per part.")
 @with_broker
 def run_command_line(  # noqa: PLR0913, PLR0917 one parameter per option
@@ -177,7 +183,7 @@ def sending(command: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     name = command.__name__
 
     @click.option("--issuer", default="mes", show_default=True, help="Who commands, for the station's audit log.")
-    @click.option("--timeout", type=click.FloatRange(min=0.1, max=3600), default=10.0, show_default=True)
+    @click.option("--timeout", type=FiniteFloat(min=0.1, max=3600), default=10.0, show_default=True)
     @click.option("--json", "as_json", is_flag=True, help="Print the whole reply.")
     @with_broker
     @wraps(command)

@@ -129,6 +129,14 @@ def test_a_threshold_that_is_no_number_is_a_usage_error(score):
     assert "--score" in refused.output
 
 
+@pytest.mark.parametrize("option", ["--timeout", "--heatmaps-mb"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-1"])
+def test_a_time_or_a_size_that_is_none_is_a_usage_error(tmp_path, option, number):
+    refused = invoke("run", "acme/cell7", "--store", str(tmp_path / "v.sqlite"), option, number)
+    assert refused.exit_code == 2 and option in refused.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_subscriber_with_a_folder_for_heatmaps_may_be_used_again(tmp_path):
     folder = tmp_path / "maps"
     mes = Subscriber("a/b", consumer="mes", store=SqliteStore(tmp_path / "v.sqlite"), heatmaps=folder, port=free_port())
