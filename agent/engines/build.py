@@ -33,6 +33,7 @@ from calibration.recipe_file import canonical, sha256, strict_json, sync_folder
 
 log = logging.getLogger(__name__)
 
+ASKED = 1  # raised whenever `built` or `parsed` ask otherwise of the builder: plans made before are made anew
 KEPT_PLANS = 8  # in one folder; the one used longest ago goes first
 ASKED_FOR = {"7.5": "SM75"}  # what TensorRT-RTX serves, but not with a plan for which no compute capability was named
 IMPORTS: dict[str, Callable[[], Any]] = {
@@ -52,6 +53,7 @@ class PlanKey:
     compute_capability: str
     driver: str
     workspace_mb: int
+    asked: int  # ASKED
 
     @property
     def stem(self) -> str:
@@ -128,6 +130,7 @@ def key_of(graph: bytes, settings: EngineSettings, runtime: Any, gpu: GpuFacts) 
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
         workspace_mb=settings.workspace_mb,
+        asked=ASKED,
     )
 
 

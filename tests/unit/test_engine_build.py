@@ -111,6 +111,12 @@ def test_what_a_plan_depends_on_compiles_anew_when_it_changes(recipe, settings, 
     assert plan.is_new
 
 
+def test_a_plan_that_the_builder_was_asked_for_otherwise_is_made_anew(recipe, settings, monkeypatch):
+    plan_for(recipe, settings, FakeRuntime(), FACTS)
+    monkeypatch.setattr(engine_build, "ASKED", engine_build.ASKED + 1)
+    assert plan_for(recipe, settings, FakeRuntime(), FACTS).is_new
+
+
 def test_another_threshold_compiles_nothing(recipe, settings):
     plan_for(recipe, settings, FakeRuntime(), FACTS)
     limits = dataclasses.replace(recipe.thresholds, score=0.5)
