@@ -96,6 +96,20 @@ def test_whitened_components_are_uncorrelated_with_variance_one() -> None:
     assert float(torch.var(reduced[0])) == pytest.approx(1.0, abs=5e-3)
 
 
+def test_principal_directions_keep_distances_between_patches_that_lie_in_so_few_dimensions() -> None:
+    generator = torch.Generator().manual_seed(7)
+    few = torch.randn(30, 5, 6, 6, generator=generator)
+    values = torch.einsum("nchw,dc->ndhw", few, torch.randn(20, 5, generator=generator)) + 3.0
+    keep = torch.ones(1, 1, 6, 6)
+    mean, directions, variances = patch_memory.principal(values, keep, 0, 5)
+    reduced = patch_memory.patches(F.conv2d(values - mean[:, None, None], directions), keep)
+    whole = patch_memory.patches(values, keep)
+    scaled = (whole - whole.mean(0)) / (whole.std(0) + 1e-3)
+    near, true = ((seen[:40, None] - seen).square().sum(2).sqrt() for seen in (reduced, scaled))
+    torch.testing.assert_close(near, true, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(reduced.var(0).double(), variances, rtol=1e-2, atol=1e-6)
+
+
 def test_a_mixture_of_good_layouts_has_no_residual_and_what_lies_outside_has_its_own_length() -> None:
     generator = torch.Generator().manual_seed(4)
     basis = torch.linalg.qr(torch.randn(20, 3, generator=generator)).Q
@@ -274,8 +288,7 @@ def test_turned_copies_are_remembered_and_never_judge_the_image_they_were_made_f
     (module, _), changed = learned(copies), copies.clone()
     assert module.memory.shape == (6, 2 * 10 * 16)
     changed[3] = embedded[3]  # a copy that shows just what its image shows
-    mean, scale = module.mean, module.scale
-    scaled = [(seen - mean) * scale for seen in (embedded, copies, changed)]
+    scaled = [F.conv2d(seen - module.mean, module.directions) for seen in (embedded, copies, changed)]
     before, after = (
         patch_memory.held_out_distances(scaled[0], material, keep, Options(), lambda *_: None, copies=seen)
         for seen in scaled[1:]

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.backbones import lite0
-from trainer.detectors.patch_memory import moments, standardised_folds, top_count, top_mean
+from trainer.detectors.patch_memory import moments, principal, standardised_folds, top_count, top_mean
 from trainer.learning import Learned, Material, Options, Progress, at_map_size, in_chunks
 
 STAGES = (1, 2)  # of Lite0: 24 channels at stride 4, 40 at stride 8
 COMPONENTS = 48
 RIDGE = 0.1  # added to every covariance; the components have variance 1
 FLOOR = 1e-3  # of the largest variance, added to each before whitening
-SAMPLE = 60_000  # patches that the components are learnt from
 
 
 def fit(material: Material, options: Options, progress: Progress) -> Learned:
@@ -175,15 +174,8 @@ def distance(reduced: Tensor, centre: Tensor, root: Tensor) -> Tensor:
 
 def whitening(embedded: Tensor, keep: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return (mean (D,), components (d, D, 1, 1)): channels brought to deviation 1, then the d strongest components."""
-    found = embedded.permute(0, 2, 3, 1)[:, keep[0, 0] > 0].reshape(-1, embedded.shape[1])
-    generator = torch.Generator().manual_seed(seed)
-    found = found[torch.randperm(len(found), generator=generator)[:SAMPLE].sort().values]
-    mean, scale = found.mean(0), 1.0 / (found.std(0) + 1e-3)
-    scaled = ((found - mean) * scale).double()
-    variances, vectors = torch.linalg.eigh(scaled.T @ scaled / len(scaled))  # ascending
-    variances, vectors = variances.flip(0)[:COMPONENTS], vectors.flip(1)[:, :COMPONENTS]
-    components = vectors * (variances + FLOOR * variances[0]).rsqrt() * scale.double()[:, None]
-    return mean, components.T.float()[:, :, None, None].contiguous()
+    mean, directions, variances = principal(embedded, keep, seed, COMPONENTS)
+    return mean, directions * (variances + FLOOR * variances[0]).rsqrt().float()[:, None, None, None]
 
 
 def _shared(values: Tensor) -> Tensor:
