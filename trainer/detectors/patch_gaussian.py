@@ -75,9 +75,7 @@ class PatchGaussian(nn.Module):
     def __init__(
         self,
         projection: tuple[Tensor, Tensor],  # mean (D,), components (d, D, 1, 1)
-        gaussians: tuple[
-            Tensor, Tensor
-        ],  # centre (h'w', d, 1), lower root (h'w', d, d): root' root = inverse covariance
+        gaussians: tuple[Tensor, Tensor],  # centre (h'w', d, 1) and lower root (h'w', d, d), as `gaussians` gives them
         moments: tuple[Tensor, Tensor],  # usual and spread, each (1, 1, h', w')
         keep: Tensor,  # (1, 1, h', w')
     ) -> None:
