@@ -130,7 +130,6 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
 
     check_labels(material_of(prepared), request.threshold, request.detector)
     options, option_notes = _options(request.options, reference)
-    notes += option_notes
     learned, prepared, suspects = _learned(train, prepared, material_of, replace(request, options=options), progress)
     notes += [left_out_note([suspect.item.name for suspect in suspects])] if suspects else []
     material = material_of(prepared)
@@ -139,8 +138,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
     told = noticed(seen, limits)
     thresholds, threshold_notes = _thresholds(learned, prepared, suspects, material, request)
     graph, parity, half = exported(learned, material, thresholds, progress)
-    took, in_time = ("", True) if request.takt_ms is None else frame_to_score(request.takt_ms, graph, timed)
-    notes += [] if in_time else [took]
+    took, late_notes = _took(request, graph, timed)
     recipe = Recipe(
         product=dataset.product,
         detector=request.detector,
@@ -158,7 +156,7 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
             "zones": {zone.name: "ignored" if zone.ignore else zone.factor for zone in drawn},
             "learnt_defects": learned.learnt_defects or "none",
             "decided": list(learned.decided),
-            "frame_to_score": took if in_time else "",
+            "frame_to_score": took,
             "left_out": [suspect.item.name for suspect in suspects],
             "condition_noticed": told,
             "half_precision": half.facts(),
@@ -175,8 +173,16 @@ def fit(dataset: Dataset, request: FitRequest, progress: Progress) -> FitResult:
         good_pictures=prepared.batch[learned.held_out],
         module=learned.module,
         suspects=suspects,
-        notes=(*notes, *defect_notes, *threshold_notes, *unnoticed_notes(told)),
+        notes=(*notes, *option_notes, *defect_notes, *threshold_notes, *late_notes, *unnoticed_notes(told)),
     )
+
+
+def _took(request: FitRequest, graph: bytes, timed: Timed) -> tuple[str, list[str]]:
+    """Return how long a part takes here if the takt asked about is kept, and what to note if it is not."""
+    if request.takt_ms is None:
+        return "", []
+    took, in_time = frame_to_score(request.takt_ms, graph, timed)
+    return (took, []) if in_time else ("", [took])
 
 
 def _thresholds(
