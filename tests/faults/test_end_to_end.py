@@ -53,8 +53,9 @@ def at_the_mes(tmp_path):
 
 
 def settled(tmp_path, agent):
-    """End the agent in peace, wait until the MES has all, and return the balance."""
-    wait_until(lambda: at_the_mes(tmp_path) > 0, 30)
+    """End the agent in peace, once it inspects, wait until the MES has all, and return the balance."""
+    before = at_the_mes(tmp_path)  # what a life before this one could not deliver in its last seconds, this one does
+    wait_until(lambda: at_the_mes(tmp_path) > before, 30)
     agent.stop()
     wait_until(lambda: balance(tmp_path).lost == 0, 30)
     found = balance(tmp_path)
