@@ -182,7 +182,7 @@ def _took(request: FitRequest, graph: bytes, timed: Timed) -> tuple[str, list[st
     if request.takt_ms is None:
         return "", []
     took, in_time = frame_to_score(request.takt_ms, graph, timed)
-    return (took, []) if in_time else ("", [took])
+    return (took, []) if in_time else ("", [f"frame to score: {took}"])
 
 
 def _thresholds(

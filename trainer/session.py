@@ -198,7 +198,7 @@ def _report(
     if learnt != "none":
         facts["learnt from defects"] = {"labels": "labelled ones", "synthetic": "made from good images"}[learnt]
     if recipe.training.get("frame_to_score"):
-        facts["frame to score"] = recipe.training["frame_to_score"].partition(": ")[2]
+        facts["frame to score"] = recipe.training["frame_to_score"]
     if parity:
         facts["export parity"] = parity
     return render_report(
@@ -237,7 +237,7 @@ def _print_recipe(recipe: Recipe, digest: str, result: FitResult, request: FitRe
     for text in recipe.training["decided"]:
         table.add_row("decided", escape(text))
     if recipe.training["frame_to_score"]:
-        table.add_row("in time", escape(recipe.training["frame_to_score"]))
+        table.add_row("frame to score", escape(recipe.training["frame_to_score"]))
     table.add_row("export parity", str(result.parity))
     with_labels = limits.fitted_on.partition("; score: ")[2]
     source = f"{with_labels}, and" if with_labels else "from"

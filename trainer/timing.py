@@ -96,7 +96,7 @@ def frame_to_score(takt_ms: float, graph: bytes, timed: Timed) -> tuple[str, boo
     engine, name = engine_of(graph)
     times_ms = timed(engine)
     slowest = slowest_ms(times_ms)
-    took = f"frame to score: {np.median(times_ms):.3g} ms, 99 of 100 within {slowest:.3g} ms here ({name})"
+    took = f"{np.median(times_ms):.3g} ms, 99 of 100 within {slowest:.3g} ms here ({name})"
     deadline = f"{DEADLINE * takt_ms:.3g} ms, the deadline of a takt of {takt_ms:g} ms"
     if slowest <= DEADLINE * takt_ms:
         return f"{took}, within {deadline}", True

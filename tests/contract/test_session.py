@@ -77,17 +77,22 @@ def test_a_decision_is_told_plainly_and_is_no_warning(tmp_path: Path, capsys) ->
         width=SIDE,
         registration="off",
         options=Options(memory_entries=60, turned="on"),
+        takt_ms=1e6,
     )
     session.learn(folder, request, part_pattern=None, bit_depth=None, product=None)
     printed = "".join(capsys.readouterr())
-    copies, weight = read_recipe(request.recipe).training["decided"]
-    assert "turned copies" in copies and "the layout counts" in weight
-    for text in (copies, weight):
+    learnt = read_recipe(request.recipe)
+    copies, weight = learnt.training["decided"]
+    took = learnt.training["frame_to_score"]
+    assert "turned copies" in copies and "the layout counts" in weight and "99 of 100 within" in took
+    for label, text in (("decided", copies), ("decided", weight), ("frame to score", took)):
         first_words = text[:16]
         (line,) = [line for line in printed.splitlines() if first_words in line]
-        assert "decided" in line and "note:" not in line
-    warnings = re.search(r'<ul class="notes">(.*?)</ul>', read_recipe(request.recipe).report, re.DOTALL)
-    assert warnings is not None and "copies" not in warnings[1] and "layout" not in warnings[1]
+        assert label in line and "note:" not in line
+    warnings = re.search(r'<ul class="notes">(.*?)</ul>', learnt.report, re.DOTALL)
+    assert warnings is not None
+    assert not any(word in warnings[1] for word in ("copies", "layout", "deadline"))
+    assert f"<dt>frame to score</dt><dd>{took}</dd>" in learnt.report
 
     session.measure(request.recipe, _measured(tmp_path), json_file=None, report=tmp_path / "r.html", bit_depth=None)
     assert weight in (tmp_path / "r.html").read_text(encoding="utf-8")
